@@ -1,0 +1,526 @@
+// Attention over paged KV on a CPU, read where it lies. Contract: engine/attention/base.py.
+//
+// A work item is one tile of query rows (a few tokens times the query heads of one KV head) against a range of keys, as in
+// FlashAttention-2: keys come in blocks of 64, each block is packed once for the whole tile (keys transposed, so that a
+// vector holds 16 keys), and an online softmax keeps a running maximum and sum per row. Rows of few tokens (decode) split a
+// long context into fixed ranges that are merged in order (FlashDecoding). Tiles, blocks and ranges depend on a sequence's
+// own lengths alone, never on the batch or on the number of threads: so does the result.
+//
+// Arithmetic is fp32. Where the processor has bf16 dot products the operands of both products stay bf16, two to a lane;
+// elsewhere bf16 is widened while packing.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <utility>
+#include <vector>
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+#include <immintrin.h>
+#define HAS_BF16_DOT 1
+#endif
+
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int kBlock = 64;                     // keys packed at a time, and columns of one product
+constexpr int kColumns = kBlock / kLanes;      // vectors across a block
+constexpr int kTileRows = 192;                 // query rows that share one packing of the keys
+constexpr int kSplitRows = 32;                 // a sequence with at most this many rows splits its context ...
+constexpr int kSplitKeys = 512;                // ... into ranges of this many keys
+#ifdef __AVX512F__
+constexpr int kRows = 6;                       // rows of a product that fit the registers
+#else
+constexpr int kRows = 1;
+#endif
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+typedef float Vec __attribute__((vector_size(64)));
+typedef int32_t IntVec __attribute__((vector_size(64)));
+typedef float LooseVec __attribute__((vector_size(64), aligned(2), may_alias));
+struct Bf16 { uint16_t bits; };
+struct Bf16Pair { uint32_t bits; };            // element 2i in the low half, 2i + 1 in the high half
+
+Vec load(const void* p) { return *static_cast<const LooseVec*>(p); }
+void store(void* p, Vec v) { *static_cast<LooseVec*>(p) = v; }
+Vec splat(float x) { return Vec{} + x; }
+Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+float to_float(Bf16 x) {
+    uint32_t bits = uint32_t(x.bits) << 16;
+    float y;
+    std::memcpy(&y, &bits, 4);
+    return y;
+}
+void assign(float& to, float x) { to = x; }
+void assign(Bf16& to, float x) {               // round to nearest even; NaN stays NaN
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    to.bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// ---- vector arithmetic ----
+
+template <int Step, int... L>
+Vec rotate_add(Vec v, std::integer_sequence<int, L...>) { return v + __builtin_shufflevector(v, v, (L ^ Step)...); }
+template <int Step, int... L>
+Vec rotate_max(Vec v, std::integer_sequence<int, L...>) { return larger(v, __builtin_shufflevector(v, v, (L ^ Step)...)); }
+using Lanes = std::make_integer_sequence<int, kLanes>;
+
+float sum(Vec v) {
+    v = rotate_add<8>(v, Lanes{}), v = rotate_add<4>(v, Lanes{}), v = rotate_add<2>(v, Lanes{});
+    return rotate_add<1>(v, Lanes{})[0];
+}
+float maximum(Vec v) {
+    v = rotate_max<8>(v, Lanes{}), v = rotate_max<4>(v, Lanes{}), v = rotate_max<2>(v, Lanes{});
+    return rotate_max<1>(v, Lanes{})[0];
+}
+
+// exp(x) for x <= 0: 2^n times a Taylor series on [-ln2/2, ln2/2]; degree 7 is exact to an ulp, degree 4 to 4e-5.
+template <int Degree>
+Vec exponential(Vec x) {
+    constexpr float inverse_factorial[] = {1.f, 1.f, 1.f / 2, 1.f / 6, 1.f / 24, 1.f / 120, 1.f / 720, 1.f / 5040};
+    constexpr float shifter = 12582912.f;      // 1.5 * 2^23: adding it rounds to an integer
+    Vec clamped = larger(x, splat(-87.f));
+    Vec shifted = clamped * 1.44269504f + shifter;
+    Vec n = shifted - shifter;
+    Vec r = clamped - n * 0.693145752f - n * 1.42860677e-6f;
+    Vec y = splat(inverse_factorial[Degree]);
+    for (int i = Degree - 1; i >= 0; --i) y = y * r + inverse_factorial[i];
+    IntVec power = ((IntVec)shifted - (IntVec)splat(shifter) + 127) << 23;
+    return x < -87.f ? Vec{} : y * (Vec)power;
+}
+
+Vec hyperbolic_tangent(Vec x) {                // odd series near 0, where the quotient would cancel
+    Vec magnitude = x < 0.f ? -x : x;
+    Vec e = exponential<7>(-2.f * magnitude);
+    Vec quotient = (1.f - e) / (1.f + e);
+    Vec s = x * x;
+    Vec series = x * (1.f + s * (-1.f / 3 + s * (2.f / 15 + s * (-17.f / 315 + s * (62.f / 2835 - s * (1382.f / 155925))))));
+    return magnitude < 0.25f ? series : (x < 0.f ? -quotient : quotient);
+}
+
+// ---- packing ----
+// A *unit* is what one lane multiplies at a time: a float, or a pair of bf16.
+
+template <class Unit> constexpr int kPerUnit = sizeof(Unit) == sizeof(float) && std::is_same<Unit, Bf16Pair>::value ? 2 : 1;
+
+Vec widen(const Bf16* p) {
+    Vec v;
+    for (int i = 0; i < kLanes; ++i) v[i] = to_float(p[i]);
+    return v;
+}
+template <class Unit> Vec load_units(const float* p) { return load(p); }
+template <class Unit> Vec load_units(const Bf16* p) {
+    if constexpr (kPerUnit<Unit> == 2) return load(p);
+    else return widen(p);
+}
+
+// Elements [first, first + 16 units) of a row of `size`, zero past its end and for a missing row.
+template <class Unit, class Stored>
+Vec row_units(const Stored* row, int first, int size) {
+    constexpr int wanted = kLanes * kPerUnit<Unit>;
+    if (row && first + wanted <= size) return load_units<Unit>(row + first);
+    Stored padded[wanted] = {};
+    if (row && first < size) std::memcpy(padded, row + first, sizeof(Stored) * (size - first));
+    return load_units<Unit>(padded);
+}
+
+template <int Step, int... L>
+void exchange(Vec& a, Vec& b, std::integer_sequence<int, L...>) {
+    Vec low = __builtin_shufflevector(a, b, ((L & Step) ? kLanes + L - Step : L)...);
+    b = __builtin_shufflevector(a, b, ((L & Step) ? kLanes + L : L + Step)...);
+    a = low;
+}
+template <int Step>
+void transpose_step(Vec* v) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i)
+        if (!(i & Step)) exchange<Step>(v[i], v[i + Step], Lanes{});
+}
+
+// out[unit][64 keys]
+template <class Unit, class Stored>
+void pack_keys(const Stored* const* rows, int size, Unit* out) {
+    int units = (size + kPerUnit<Unit> - 1) / kPerUnit<Unit>;
+    for (int first = 0; first < units; first += kLanes)
+        for (int key = 0; key < kBlock; key += kLanes) {
+            Vec v[kLanes];
+#pragma GCC unroll 16
+            for (int i = 0; i < kLanes; ++i) v[i] = row_units<Unit>(rows[key + i], first * kPerUnit<Unit>, size);
+            transpose_step<8>(v), transpose_step<4>(v), transpose_step<2>(v), transpose_step<1>(v);
+#pragma GCC unroll 16
+            for (int i = 0; i < kLanes; ++i) store(out + (first + i) * kBlock + key, v[i]);
+        }
+}
+
+// out[key or pair of keys][width]
+template <class Unit, class Stored>
+void pack_values(const Stored* const* rows, int size, int width, Unit* out) {
+    for (int key = 0; key < kBlock; key += kPerUnit<Unit>, out += width) {
+        if constexpr (kPerUnit<Unit> == 1) {
+            for (int d = 0; d < size; d += kLanes) store(out + d, row_units<Unit>(rows[key], d, size));
+        } else {
+#ifdef HAS_BF16_DOT
+            for (int d = 0; d < size; d += 2 * kLanes) {
+                __m512i even = (__m512i)row_units<Unit>(rows[key], d, size);
+                __m512i odd = (__m512i)row_units<Unit>(rows[key + 1], d, size);
+                __m512i high = _mm512_set1_epi32(int(0xffff0000));
+                // Lanes of `d` and `d + 1` alternate in a row: split them, then interleave the two halves of the columns.
+                __m512i first = _mm512_or_si512(_mm512_andnot_si512(high, even), _mm512_slli_epi32(odd, 16));
+                __m512i second = _mm512_or_si512(_mm512_srli_epi32(even, 16), _mm512_and_si512(high, odd));
+                const __m512i low_half = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+                const __m512i high_half = _mm512_add_epi32(low_half, _mm512_set1_epi32(8));
+                _mm512_storeu_si512(out + d, _mm512_permutex2var_epi32(first, low_half, second));
+                _mm512_storeu_si512(out + d + kLanes, _mm512_permutex2var_epi32(first, high_half, second));
+            }
+#endif
+        }
+    }
+}
+
+// ---- products ----
+
+Vec multiply_add(Vec sum, const float* a, Vec b) { return sum + *a * b; }
+#ifdef HAS_BF16_DOT
+Vec multiply_add(Vec sum, const Bf16Pair* a, Vec b) {
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(a->bits)), (__m512bh)b);
+}
+#endif
+
+// c[row][64] = scale[row] * c[row][64] + a[row][depth] @ b[depth][64]; without `scale`, c is overwritten.
+template <class Unit, int Rows>
+void multiply(const Unit* a, int a_stride, const Unit* b, int b_stride, int depth, float* c, int c_stride, const float* scale) {
+    Vec total[Rows][kColumns];
+#pragma GCC unroll 6
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+        for (int i = 0; i < kColumns; ++i)
+            total[r][i] = scale ? scale[r] * load(c + r * c_stride + i * kLanes) : Vec{};
+    for (int k = 0; k < depth; ++k) {
+        Vec column[kColumns];
+#pragma GCC unroll 4
+        for (int i = 0; i < kColumns; ++i) column[i] = load(b + k * b_stride + i * kLanes);
+#pragma GCC unroll 6
+        for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+            for (int i = 0; i < kColumns; ++i) total[r][i] = multiply_add(total[r][i], a + r * a_stride + k, column[i]);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+        for (int i = 0; i < kColumns; ++i) store(c + r * c_stride + i * kLanes, total[r][i]);
+}
+
+template <class Unit, int Rows = kRows>
+void multiply_rows(int rows, const Unit* a, int a_stride, const Unit* b, int b_stride, int depth, float* c, int c_stride,
+                   const float* scale) {
+    if constexpr (Rows > 1)
+        if (rows < Rows) return multiply_rows<Unit, Rows - 1>(rows, a, a_stride, b, b_stride, depth, c, c_stride, scale);
+    multiply<Unit, Rows>(a, a_stride, b, b_stride, depth, c, c_stride, scale);
+}
+
+void store_weights(float* to, const Vec* p) {
+    for (int i = 0; i < kColumns; ++i) store(to + i * kLanes, p[i]);
+}
+#ifdef HAS_BF16_DOT
+void store_weights(Bf16Pair* to, const Vec* p) {
+    for (int i = 0; i < kColumns; i += 2)
+        _mm512_storeu_si512(to + i * kLanes / 2, (__m512i)_mm512_cvtne2ps_pbh((__m512)p[i + 1], (__m512)p[i]));
+}
+#endif
+
+}  // namespace
+
+// ---- the call ----
+
+struct Call {                                  // mirrored by engine/attention/cpu.py; strides are in elements
+    const void *query, *key, *value;
+    void* output;                              // [T, query_heads, value_dim]
+    const float* sinks;                        // [query_heads] or null
+    const int32_t *query_start, *context_lens, *block_tables;
+    int64_t query_stride_token, query_stride_head;
+    int64_t key_stride_block, key_stride_token, key_stride_head;
+    int64_t value_stride_block, value_stride_token, value_stride_head;
+    int64_t table_stride;
+    int32_t sequences, table_width, num_blocks, block_size;
+    int32_t query_heads, kv_heads, key_dim, value_dim;
+    int32_t window;                            // 0: none
+    int32_t threads;
+    float scale, softcap;                      // softcap 0: none
+};
+
+namespace {
+
+struct Item {
+    int sequence, head, first_token, tokens, first_key, last_key;  // keys [first_key, last_key)
+    int64_t partial;                           // row of the partial results, or -1: the item is its rows' only one
+    int splits;                                // on the first range of several: how many follow each other
+};
+
+// Result of one range of keys, before division by the sum.
+struct Partials {
+    std::vector<float> output, maximum, sum;
+};
+
+template <class Stored, class Unit>
+class Tile {
+public:
+    Tile(const Call& call, Partials& partials) : call_(call), partials_(partials) {
+        group_ = call.query_heads / call.kv_heads;
+        int rows = std::max(kTileRows, group_) + kRows;
+        units_ = (call.key_dim + kPerUnit<Unit> - 1) / kPerUnit<Unit>;
+        query_stride_ = round_up(units_, kLanes);
+        width_ = round_up(call.value_dim, kBlock);
+        query_.resize(rows * query_stride_);
+        keys_.resize(query_stride_ * kBlock);
+        values_.resize(kBlock / kPerUnit<Unit> * width_);
+        output_.resize(rows * width_);
+        maximum_.resize(rows);
+        sum_.resize(rows * kLanes);
+    }
+
+    bool run(const Item& item) {               // false: a block table names a block that does not exist
+        rows_ = item.tokens * group_;
+        first_position_ = call_.context_lens[item.sequence] - query_len(item.sequence) + item.first_token;
+        load_query(item);
+        std::fill_n(output_.begin(), rows_ * width_, 0.f);
+        std::fill_n(maximum_.begin(), rows_, kMinusInfinity);
+        std::fill_n(sum_.begin(), rows_ * kLanes, 0.f);
+        for (int block = item.first_key; block < item.last_key; block += kBlock) {
+            if (!load_block(item, block)) return false;
+            for (int row = 0; row < rows_; row += kRows) attend_rows(row, std::min(kRows, rows_ - row), block);
+        }
+        item.partial < 0 ? finish(item) : keep(item);
+        return true;
+    }
+
+    // Merge the ranges of one set of rows, in their order, and write the output.
+    void merge(const Item* first) {
+        rows_ = first->tokens * group_;
+        for (int row = 0; row < rows_; ++row) {
+            float top = kMinusInfinity;
+            for (int s = 0; s < first->splits; ++s) top = std::max(top, partials_.maximum[first[s * call_.kv_heads].partial + row]);
+            float total = 0;
+            std::fill_n(&output_[row * width_], width_, 0.f);
+            for (int s = 0; s < first->splits; ++s) {
+                int64_t from = first[s * call_.kv_heads].partial + row;
+                float weight = partials_.maximum[from] == kMinusInfinity ? 0 : std::exp(partials_.maximum[from] - top);
+                total += weight * partials_.sum[from];
+                for (int d = 0; d < width_; ++d) output_[row * width_ + d] += weight * partials_.output[from * width_ + d];
+            }
+            maximum_[row] = top;
+            std::fill_n(&sum_[row * kLanes], kLanes, 0.f);
+            sum_[row * kLanes] = total;
+        }
+        finish(*first);
+    }
+
+private:
+    int query_len(int s) const { return call_.query_start[s + 1] - call_.query_start[s]; }
+
+    void load_query(const Item& item) {
+        const auto* query = static_cast<const Stored*>(call_.query);
+        for (int row = 0; row < rows_; ++row) {
+            int64_t token = call_.query_start[item.sequence] + item.first_token + row / group_;
+            int64_t head = item.head * group_ + row % group_;
+            const Stored* from = query + token * call_.query_stride_token + head * call_.query_stride_head;
+            for (int unit = 0; unit < units_; unit += kLanes)
+                store(&query_[row * query_stride_ + unit], row_units<Unit>(from, unit * kPerUnit<Unit>, call_.key_dim));
+        }
+    }
+
+    bool load_block(const Item& item, int block) {
+        const Stored *key_rows[kBlock], *value_rows[kBlock];
+        const int32_t* table = call_.block_tables + item.sequence * call_.table_stride;
+        const auto* keys = static_cast<const Stored*>(call_.key) + item.head * call_.key_stride_head;
+        const auto* values = static_cast<const Stored*>(call_.value) + item.head * call_.value_stride_head;
+        for (int i = 0; i < kBlock; ++i) {
+            int position = block + i;
+            key_rows[i] = value_rows[i] = nullptr;
+            if (position >= item.last_key) continue;
+            int64_t id = table[position / call_.block_size], offset = position % call_.block_size;
+            if (id < 0 || id >= call_.num_blocks) return false;
+            key_rows[i] = keys + id * call_.key_stride_block + offset * call_.key_stride_token;
+            value_rows[i] = values + id * call_.value_stride_block + offset * call_.value_stride_token;
+        }
+        pack_keys(key_rows, call_.key_dim, keys_.data());
+        pack_values(value_rows, call_.value_dim, width_, values_.data());
+        last_key_ = item.last_key;
+        first_key_ = item.first_key;
+        return true;
+    }
+
+    // Softmax and both products of up to kRows rows against the packed block.
+    void attend_rows(int row, int rows, int block) {
+        int from[kRows], to[kRows];            // the keys of the block that each row sees
+        bool any = false;
+        for (int r = 0; r < rows; ++r) {
+            int position = first_position_ + (row + r) / group_;
+            from[r] = call_.window ? std::max(position - call_.window + 1 - block, 0) : 0;
+            to[r] = std::min(std::min(position + 1, last_key_) - block, kBlock);
+            any |= from[r] < to[r];
+        }
+        if (!any) return;
+        alignas(64) float scores[kRows * kBlock];
+        alignas(64) Unit weights[kRows * kBlock / kPerUnit<Unit>];
+        multiply_rows<Unit>(rows, &query_[row * query_stride_], query_stride_, keys_.data(), kBlock, units_, scores, kBlock, nullptr);
+        Vec shift{};                           // lane r: old maximum of row r less the new one
+        for (int r = 0; r < rows; ++r) {
+            if (from[r] >= to[r]) continue;
+            float top = std::max(maximum_[row + r], scale_and_mask(scores + r * kBlock, from[r], to[r]));
+            shift[r] = maximum_[row + r] - top;
+            maximum_[row + r] = top;
+        }
+        constexpr int degree = kPerUnit<Unit> == 2 ? 4 : 7;
+        Vec rescale = exponential<degree>(shift);
+        for (int r = 0; r < rows; ++r) {
+            Vec p[kColumns] = {};
+            if (from[r] < to[r]) {
+                for (int i = 0; i < kColumns; ++i) p[i] = exponential<degree>(load(scores + r * kBlock + i * kLanes) - maximum_[row + r]);
+                float* sum = &sum_[(row + r) * kLanes];
+                store(sum, load(sum) * rescale[r] + ((p[0] + p[1]) + (p[2] + p[3])));
+            }
+            store_weights(weights + r * kBlock / kPerUnit<Unit>, p);
+        }
+        alignas(64) float scale[kLanes];
+        store(scale, rescale);
+        for (int d = 0; d < width_; d += kBlock)
+            multiply_rows<Unit>(rows, weights, kBlock / kPerUnit<Unit>, &values_[d], width_, kBlock / kPerUnit<Unit>,
+                                &output_[row * width_ + d], width_, scale);
+    }
+
+    // Turn one row of products into logits, hide the keys it must not see, and return its maximum.
+    float scale_and_mask(float* scores, int from, int to) const {
+        Vec top = splat(kMinusInfinity);
+        for (int i = 0; i < kColumns; ++i) {
+            Vec x = load(scores + i * kLanes) * call_.scale;
+            if (call_.softcap > 0) x = call_.softcap * hyperbolic_tangent(x / call_.softcap);
+            if (from > 0 || to < kBlock) {
+                IntVec index = IntVec{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + i * kLanes;
+                x = (index >= from) & (index < to) ? x : splat(kMinusInfinity);
+            }
+            store(scores + i * kLanes, x);
+            top = larger(top, x);
+        }
+        return maximum(top);
+    }
+
+    void keep(const Item& item) {
+        std::copy_n(output_.begin(), rows_ * width_, partials_.output.begin() + item.partial * width_);
+        for (int row = 0; row < rows_; ++row) {
+            partials_.maximum[item.partial + row] = maximum_[row];
+            partials_.sum[item.partial + row] = sum(load(&sum_[row * kLanes]));
+        }
+    }
+
+    void finish(const Item& item) {
+        auto* output = static_cast<Stored*>(call_.output);
+        for (int row = 0; row < rows_; ++row) {
+            int64_t token = call_.query_start[item.sequence] + item.first_token + row / group_;
+            int64_t head = item.head * group_ + row % group_;
+            float total = sum(load(&sum_[row * kLanes])), weight = 1;
+            if (call_.sinks) {
+                float top = std::max(maximum_[row], call_.sinks[head]);
+                weight = std::exp(maximum_[row] - top);
+                total = total * weight + std::exp(call_.sinks[head] - top);
+            }
+            Stored* to = output + (token * call_.query_heads + head) * call_.value_dim;
+            float factor = weight / total;
+            for (int d = 0; d < call_.value_dim; ++d) assign(to[d], output_[row * width_ + d] * factor);
+        }
+    }
+
+    const Call& call_;
+    Partials& partials_;
+    int group_, units_, query_stride_, width_, rows_ = 0, first_position_ = 0, first_key_ = 0, last_key_ = 0;
+    std::vector<Unit> query_, keys_, values_;
+    std::vector<float> output_, maximum_, sum_;
+};
+
+// Cut the batch into work items. Returns the number of partial rows, or -1 if the lengths do not fit together.
+int64_t plan(const Call& call, std::vector<Item>& items) {
+    int group = call.query_heads / call.kv_heads, tile = std::max(1, kTileRows / group);
+    int64_t partial_rows = 0;
+    for (int s = 0; s < call.sequences; ++s) {
+        int tokens = call.query_start[s + 1] - call.query_start[s], context = call.context_lens[s];
+        if (tokens == 0) continue;
+        if (tokens < 0 || tokens > context || int64_t(call.table_width) * call.block_size < context) return -1;
+        bool split = tokens * group <= kSplitRows;
+        for (int first = (tokens - 1) / tile * tile; first >= 0; first -= tile) {  // the longest tiles first
+            int count = std::min(tile, tokens - first), position = context - tokens + first;
+            int begin = call.window ? std::max(0, position - call.window + 1) : 0, end = position + count;
+            int ranges = split ? (end - begin + kSplitKeys - 1) / kSplitKeys : 1;
+            for (int range = 0; range < ranges; ++range)
+                for (int head = 0; head < call.kv_heads; ++head) {
+                    int from = begin + range * kSplitKeys, to = split ? std::min(end, from + kSplitKeys) : end;
+                    int64_t partial = ranges > 1 ? partial_rows : -1;
+                    if (ranges > 1) partial_rows += count * group;
+                    items.push_back({s, head, first, count, from, to, partial, range == 0 ? ranges : 0});
+                }
+        }
+    }
+    return partial_rows;
+}
+
+template <class Stored, class Unit>
+int attend(const Call& call) {
+    std::vector<Item> items;
+    int64_t partial_rows = plan(call, items);
+    if (partial_rows < 0) return 1;
+    Partials partials;
+    partials.output.resize(partial_rows * round_up(call.value_dim, kBlock));
+    partials.maximum.resize(partial_rows);
+    partials.sum.resize(partial_rows);
+    bool valid = true;
+    int count = int(items.size());
+#pragma omp parallel num_threads(std::max(1, std::min(call.threads, count)))
+    {
+        Tile<Stored, Unit> tile(call, partials);
+#pragma omp for schedule(dynamic, 1) reduction(&& : valid)
+        for (int i = 0; i < count; ++i) valid = tile.run(items[i]) && valid;
+        if (partial_rows) {
+#pragma omp for schedule(dynamic, 1)
+            for (int i = 0; i < count; ++i)
+                if (items[i].splits > 1) tile.merge(&items[i]);
+        }
+    }
+    return valid ? 0 : 2;
+}
+
+}  // namespace
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// 0: done; 1: lengths that contradict each other; 2: a block id outside the cache.
+EXPORT int hetserve_attend_f32(const Call* call) { return attend<float, float>(*call); }
+EXPORT int hetserve_attend_bf16(const Call* call) {
+#ifdef HAS_BF16_DOT
+    return attend<Bf16, Bf16Pair>(*call);
+#else
+    return attend<Bf16, float>(*call);
+#endif
+}
+
+// Copy rows[tokens, heads, row_bytes] into pages[slot, heads, row_bytes]; strides in bytes. Returns -1, or the first token
+// whose slot lies outside [0, num_slots): nothing is written for such a token.
+EXPORT int hetserve_write(const char* rows, int64_t stride_token, int64_t stride_head, char* pages, int64_t page_stride_block,
+                              int64_t page_stride_token, int64_t page_stride_head, const int64_t* slots, int64_t tokens, int64_t heads,
+                              int64_t row_bytes, int64_t block_size, int64_t num_slots, int threads) {
+    int64_t bad = tokens;
+    bool parallel = tokens * heads * row_bytes > (1 << 16);
+#pragma omp parallel for num_threads(threads) reduction(min : bad) if (parallel)
+    for (int64_t token = 0; token < tokens; ++token) {
+        int64_t slot = slots[token];
+        if (slot < 0 || slot >= num_slots) {
+            bad = std::min(bad, token);
+            continue;
+        }
+        char* page = pages + slot / block_size * page_stride_block + slot % block_size * page_stride_token;
+        for (int64_t head = 0; head < heads; ++head)
+            std::memcpy(page + head * page_stride_head, rows + token * stride_token + head * stride_head, row_bytes);
+    }
+    return bad == tokens ? -1 : int(bad);
+}
