@@ -1,0 +1,194 @@
+"""Every message that crosses the data plane, one frozen struct each, grouped by who receives it.
+
+Each process owns one *mailbox* (see `core.wire`); messages are one-way. Who sends what to whom:
+
+    gateway -> worker     Submit, Cancel
+    decode  -> prefill    Grant, Revoke
+    prefill -> decode     Renew, Abandon        (KV itself, its commit and its abort: `kv_transfer`)
+    worker  -> gateway    Tokens, Failed, Heartbeat
+
+Receivers drop what is fenced: a message from an older incarnation of its sender, or about an attempt they do not know.
+Times are durations in seconds; no clock reading crosses the wire.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from core.cost import CostModel
+from core.layout import KVLayout
+from core.request import FinishReason
+from core.sampling import SamplingParams
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where one incarnation of a process takes messages. `mailbox` is a ZeroMQ endpoint."""
+
+    name: str
+    incarnation: int
+    mailbox: str
+
+
+# --- to a worker ------------------------------------------------------------------------------------------------------
+
+
+class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
+    """Serve an attempt.
+
+    Attributes:
+        attempt: made by the gateway, never used twice.
+        tokens: packed prompt and, when an earlier attempt had already delivered some, the tokens delivered.
+        prompt_tokens: how many of them are the prompt. Generation goes on at output position
+            `len(tokens) - prompt_tokens`.
+        stage: what this worker does: `prefill` the tokens and send their KV to a `peer`, `decode` what that peer
+            prefills, or do it all (`local`).
+        peer: the other worker of a disaggregated attempt.
+        deadline_s: give up, with an error, this long after receipt.
+    """
+
+    attempt: str
+    gateway: Address
+    tokens: bytes
+    prompt_tokens: int
+    sampling: SamplingParams
+    stage: str
+    peer: Address | None = None
+    salt: bytes = b""
+    deadline_s: float = 600.0
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
+    """The gateway no longer wants the attempt: free all it holds and say nothing more of it."""
+
+    attempt: str
+
+
+class Grant(msgspec.Struct, frozen=True, kw_only=True, tag="grant"):
+    """Decode to prefill: there is room for the attempt's KV; push it.
+
+    Attributes:
+        grant: fencing id of this reservation, never used twice by this decode incarnation.
+        decode: the sender.
+        kv_endpoint: `host:port` of the sender's KV transport.
+        first_token: push tokens from here on; earlier ones are in the sender's prefix cache.
+        lease_s: the reservation ends this long after the last sign of life (a frame or a `Renew`).
+    """
+
+    attempt: str
+    grant: int
+    decode: Address
+    kv_endpoint: str
+    first_token: int
+    lease_s: float
+
+
+class Revoke(msgspec.Struct, frozen=True, kw_only=True, tag="revoke"):
+    """Decode to prefill: the attempt is over on my side (cancelled, failed or expired); stop."""
+
+    attempt: str
+    reason: str
+
+
+class Renew(msgspec.Struct, frozen=True, kw_only=True, tag="renew"):
+    """Prefill to decode: these attempts still wait or run here; keep their reservations."""
+
+    prefill: Address
+    attempts: tuple[str, ...]
+
+
+class Abandon(msgspec.Struct, frozen=True, kw_only=True, tag="abandon"):
+    """Prefill to decode: no KV will come for the attempt (it failed, was cancelled, or ended with its first token)."""
+
+    attempt: str
+    reason: str
+
+
+# --- to a gateway -----------------------------------------------------------------------------------------------------
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """Log-probability of the drawn token and the most likely alternatives, best first: `(token, logprob)`."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class ServedBy(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker reports once per attempt, with its first tokens there.
+
+    `queue_s` is from receipt to the first step; `compute_s` the steps until the first token (prefill); `cached_tokens` came
+    out of its prefix cache; `kv_bytes` and `transfer_s` describe the KV that arrived from another worker (decode).
+    """
+
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    cached_tokens: int = 0
+    kv_bytes: int = 0
+    transfer_s: float = 0.0
+
+
+class TokenItem(msgspec.Struct, frozen=True, kw_only=True):
+    """New output tokens of one attempt, the first at output position `position`."""
+
+    attempt: str
+    position: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish: FinishReason | None = None
+    stop_token: int | None = None
+    served: ServedBy | None = None
+
+
+class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag="tokens"):
+    """All that one step of one worker produced for one gateway. `age_s` is the time from sampling to sending."""
+
+    worker: Address
+    items: tuple[TokenItem, ...]
+    age_s: float = 0.0
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """The attempt is over at this worker. `code` is a `core.errors` code; `position` tokens had been delivered."""
+
+    worker: Address
+    attempt: str
+    code: str
+    message: str
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """What an instance is busy with. `steps` grows with every engine step: a heart that beats over a stuck step loop
+    shows as `steps` standing still while `running` is not zero."""
+
+    waiting: int = 0
+    waiting_tokens: int = 0
+    running: int = 0
+    context_tokens: int = 0
+    free_blocks: int = 0
+    held_blocks: int = 0
+    steps: int = 0
+    step_age_s: float = 0.0
+    draining: bool = False
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
+    """An instance introduces itself and says how it is, several times a second."""
+
+    worker: Address
+    role: str
+    accelerator: str
+    model: str
+    fingerprint: str
+    layout: KVLayout
+    total_blocks: int
+    max_model_len: int
+    max_num_seqs: int
+    kv_endpoint: str
+    cost: CostModel
+    load: Load
+    node: str = ""
+
+
+ToWorker = Submit | Cancel | Grant | Revoke | Renew | Abandon
+ToGateway = Tokens | Failed | Heartbeat
+Message = ToWorker | ToGateway
