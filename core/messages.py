@@ -3,8 +3,8 @@
 Each process owns one *mailbox* (see `core.wire`); messages are one-way. Who sends what to whom:
 
     gateway -> worker     Submit, Cancel
-    decode  -> prefill    Grant, Revoke
-    prefill -> decode     Renew, Abandon        (KV itself, its commit and its abort: `kv_transfer`)
+    decode  -> prefill    Grant, Revoke, Renew
+    prefill -> decode     Abandon, Renew        (KV itself, its commit and its abort: `kv_transfer`)
     worker  -> gateway    Tokens, Failed, Heartbeat
 
 Receivers drop what is fenced: a message from an older incarnation of its sender, or about an attempt they do not know.
@@ -90,9 +90,9 @@ class Revoke(msgspec.Struct, frozen=True, kw_only=True, tag="revoke"):
 
 
 class Renew(msgspec.Struct, frozen=True, kw_only=True, tag="renew"):
-    """Prefill to decode: these attempts still wait or run here; keep their reservations."""
+    """Prefill to decode, or decode to prefill: these attempts are alive here; keep what you hold for them."""
 
-    prefill: Address
+    worker: Address
     attempts: tuple[str, ...]
 
 
@@ -101,6 +101,15 @@ class Abandon(msgspec.Struct, frozen=True, kw_only=True, tag="abandon"):
 
     attempt: str
     reason: str
+
+
+class Handoff(msgspec.Struct, frozen=True, kw_only=True):
+    """What travels behind the last KV frame: the token that prefill drew at output position `position`, after `tokens`
+    tokens of context. All other sampler state follows from the tokens and the position."""
+
+    token: int
+    position: int
+    tokens: int
 
 
 # --- to a gateway -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,47 @@
+"""What a worker has to tell gateways, gathered over one step and sent as one message per gateway."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from core.clock import Clock
+from core.errors import HetServeError
+from core.mailbox import Peers
+from core.messages import Address, Failed, TokenItem, Tokens
+
+
+class Outbox:
+    """Not thread-safe. `lost` counts messages that a gateway had no room for; its streams end by their deadlines."""
+
+    def __init__(self, worker: Address, peers: Peers, clock: Clock) -> None:
+        self._worker = worker
+        self._peers = peers
+        self._clock = clock
+        self._items: defaultdict[str, list[TokenItem]] = defaultdict(list)
+        self._oldest_s: dict[str, float] = {}
+        self.lost = 0
+
+    def tokens(self, gateway: Address, item: TokenItem) -> None:
+        """Queue new tokens for the next `flush`."""
+        self._oldest_s.setdefault(gateway.mailbox, self._clock.now())
+        self._items[gateway.mailbox].append(item)
+
+    def failed(self, gateway: Address, attempt: str, error: HetServeError) -> None:
+        """Report at once, after any tokens queued for the same gateway, that the attempt is over here."""
+        self._flush_one(gateway.mailbox)
+        message = Failed(worker=self._worker, attempt=attempt, code=error.code, message=str(error))
+        self._send(gateway.mailbox, message)
+
+    def flush(self) -> None:
+        for endpoint in list(self._items):
+            self._flush_one(endpoint)
+
+    def _flush_one(self, endpoint: str) -> None:
+        items = self._items.pop(endpoint, None)
+        if items:
+            age_s = self._clock.now() - self._oldest_s.pop(endpoint)
+            self._send(endpoint, Tokens(worker=self._worker, items=tuple(items), age_s=age_s))
+
+    def _send(self, endpoint: str, message: Tokens | Failed) -> None:
+        if not self._peers.send(endpoint, message):
+            self.lost += 1
