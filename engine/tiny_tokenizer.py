@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -68,7 +69,7 @@ def _dress(tokenizer: Tokenizer) -> None:
     tokenizer.decoder = decoders.ByteLevel()
 
 
-def _learned(vocab_size: int) -> dict[str, object]:
+def _learned(vocab_size: int) -> dict[str, Any]:
     """The BPE model (`vocab` and `merges`) that training on a generated corpus gives, as JSON data."""
     tokenizer = Tokenizer(models.BPE())
     _dress(tokenizer)
@@ -79,13 +80,12 @@ def _learned(vocab_size: int) -> dict[str, object]:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
-    model: dict[str, object] = json.loads(tokenizer.to_str())["model"]
+    model: dict[str, Any] = json.loads(tokenizer.to_str())["model"]
     return model
 
 
-def _filled(learned: dict[str, object], vocab_size: int) -> models.BPE:
+def _filled(learned: dict[str, Any], vocab_size: int) -> models.BPE:
     vocab, merges = learned["vocab"], learned["merges"]
-    assert isinstance(vocab, dict) and isinstance(merges, list)
     words = _made_up_words(random.Random(1))
     while len(vocab) < vocab_size:
         vocab.setdefault("Ġ" + next(words), len(vocab))
