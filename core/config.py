@@ -131,11 +131,12 @@ class RouterConfig(_Section):
 
 
 class TransferConfig(_Section):
-    """KV movement. `lease_s` is how long either side keeps blocks for a silent peer."""
+    """KV movement. `lease_s` is how long either side keeps blocks for a silent peer; `host` is the address that instances
+    listen on, None for their node's own. Every socket between instances is authenticated with the cluster's keys."""
 
-    transport: Literal["tcp", "inproc"] = "tcp"
+    transport: Literal["tcp"] = "tcp"
     lease_s: float = Field(default=5.0, gt=0)
-    host: str = "127.0.0.1"
+    host: str | None = None
 
 
 class HealthConfig(_Section):

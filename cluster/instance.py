@@ -1,0 +1,197 @@
+"""One instance: an engine with its workers, its mailbox, its transfers and its heart, assembled for a role.
+
+No Ray in here: an actor holds an `Instance`, and so may a test. `start` takes as long as loading takes; afterwards the
+instance runs on threads of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import threading
+import time
+from collections.abc import Iterable
+
+import structlog
+
+from cluster.engine_loop import EngineLoop
+from cluster.heart import Heart
+from cluster.loaded_model import LoadedModel, simulated_model
+from cluster.spec import InstanceReport, InstanceSpec
+from core.clock import MonotonicClock
+from core.config import Role
+from core.errors import Unavailable
+from core.mailbox import Door, Mailbox, Peers
+from core.messages import Address, Heartbeat
+from core.outbox import Outbox
+from decode.worker import DecodeWorker
+from engine.engine import Engine
+from kv_transfer.receiver import KVReceiver
+from kv_transfer.sender import KVSender
+from kv_transfer.transports.tcp import TcpTransport
+from prefill.worker import PrefillWorker
+
+log = structlog.get_logger()
+
+DRAIN_POLL_S = 0.05
+
+
+class Instance:
+    """Serves from `start` until `stop`. All methods may be called from any thread, `start` once.
+
+    `wait` returns when the instance was stopped and raises when its loop died.
+    """
+
+    def __init__(self, spec: InstanceSpec) -> None:
+        self._spec = spec
+        self._clock = MonotonicClock()
+        self._ended = threading.Event()
+        self._failure: Exception | None = None
+        self._sender: KVSender | None = None
+        self._receiver: KVReceiver | None = None
+
+    def start(self) -> InstanceReport:
+        """Load the model, listen, and begin to serve and to beat.
+
+        Raises:
+            ModelError: the model cannot be served.
+            LaunchError, TransferError: a socket could not be bound.
+        """
+        spec = self._spec
+        self._model = _load(spec)
+        began_s = time.perf_counter()
+        self._engine = Engine(self._model.runner, spec.engine, self._clock)
+        self._door = Door(spec.keys)
+        self._mailbox = Mailbox(self._door, self._host)
+        self._peers = Peers(self._door)
+        self._address = Address(spec.name, spec.incarnation, self._mailbox.endpoint)
+        self._loop = self._staff()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+        self._heart = Heart(self._door, self._beat, spec.config.health.heartbeat_s)
+        self._heart.connect(spec.gateways)
+        self._heart.start()
+        seconds = {**self._model.seconds, "sockets": time.perf_counter() - began_s}
+        return InstanceReport(self._address, self._kv_endpoint, self._model.runner.num_blocks, os.getpid(), seconds)
+
+    def connect(self, gateways: Iterable[Address]) -> None:
+        """Beat for these gateways from now on."""
+        self._heart.connect(gateways)
+
+    def wait(self) -> None:
+        self._ended.wait()
+        if self._failure is not None:
+            raise Unavailable(f"instance {self._spec.name} died: {self._failure!r}") from self._failure
+
+    def drain(self, timeout_s: float) -> bool:
+        """Refuse new attempts and let those here end. False if some were left when the time was up."""
+        self._loop.drain()
+        until_s = self._clock.now() + timeout_s
+        while self._loop.progress.attempts and self._clock.now() < until_s and not self._ended.is_set():
+            time.sleep(DRAIN_POLL_S)
+        return self._loop.progress.attempts == 0
+
+    def stop(self) -> None:
+        """End at once; whatever is running is lost. Idempotent."""
+        self._loop.stop()
+        self._ended.wait()
+        self._thread.join()
+
+    def invariants(self) -> list[str]:
+        """What an idle instance should not have, one line each."""
+        found = list(self._engine.invariants())
+        progress = self._loop.progress
+        if progress.attempts:
+            found.append(f"{progress.attempts} attempts are still here")
+        if self._receiver is not None and self._receiver.open_grants:
+            found.append(f"{self._receiver.open_grants} grants are still open")
+        if self._mailbox.rejected:
+            found.append(f"{self._mailbox.rejected} malformed messages arrived")
+        return found
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _host(self) -> str:
+        return self._spec.config.transfer.host or self._spec.host
+
+    @property
+    def _kv_endpoint(self) -> str:
+        return self._receiver.endpoint if self._receiver is not None else ""
+
+    def _staff(self) -> EngineLoop:
+        """Put the workers of this role around the engine."""
+        spec, model = self._spec, self._model
+        outbox = Outbox(self._address, self._peers, self._clock)
+        lease_s = spec.config.transfer.lease_s
+        transport = TcpTransport(host=self._host)
+        secret = base64.b85decode(spec.keys.secret)
+        prefill: PrefillWorker | None = None
+        decode: DecodeWorker | None = None
+        if spec.role in (Role.PREFILL, Role.MIXED):
+            self._sender = KVSender(
+                model.store, transport, secret, model.fingerprint, spec.incarnation, self._clock, lambda e: self._loop.post(e)
+            )
+            prefill = PrefillWorker(self._engine, self._sender, outbox, self._peers, self._address, self._clock, lease_s)
+        if spec.role in (Role.DECODE, Role.MIXED):
+            self._receiver = KVReceiver(
+                model.store, transport, secret, model.fingerprint, spec.incarnation, self._clock, lambda e: self._loop.post(e)
+            )
+            decode = DecodeWorker(
+                self._engine,
+                self._receiver,
+                outbox,
+                self._peers,
+                self._address,
+                self._clock,
+                lease_s,
+                spec.engine.max_waiting_tokens,
+            )
+        return EngineLoop(self._engine, self._mailbox, outbox, prefill, decode, self._clock)
+
+    def _run(self) -> None:
+        try:
+            self._model.bind_thread()
+            self._loop.run()
+        except Exception as error:  # the boundary of the instance: whoever waits for it is told
+            log.exception("engine loop died", instance=self._spec.name)
+            self._failure = error
+        finally:
+            self._shut()
+            self._ended.set()
+
+    def _shut(self) -> None:
+        self._heart.stop()
+        if self._sender is not None:
+            self._sender.close()
+        if self._receiver is not None:
+            self._receiver.stop()
+        self._peers.close()
+        self._mailbox.close()
+        self._door.close()
+
+    def _beat(self) -> Heartbeat:
+        spec, progress, runner = self._spec, self._loop.progress, self._model.runner
+        return Heartbeat(
+            worker=self._address,
+            role=spec.role.value,
+            accelerator=spec.accelerator,
+            model=spec.config.model,
+            fingerprint=self._model.fingerprint,
+            layout=runner.layout,
+            total_blocks=runner.num_blocks,
+            max_model_len=runner.max_model_len,
+            max_num_seqs=spec.engine.max_num_seqs,
+            kv_endpoint=self._kv_endpoint,
+            cost=self._model.cost,
+            load=progress.load_at(self._clock.now()),
+            node=spec.node,
+        )
+
+
+def _load(spec: InstanceSpec) -> LoadedModel:
+    if spec.engine.runner == "simulated":
+        return simulated_model(spec)
+    from cluster.torch_model import torch_model  # a simulated instance starts without importing torch
+
+    return torch_model(spec)
