@@ -1,0 +1,160 @@
+"""One grant on the receiving side: what may arrive, what has, and the lock that ends it.
+
+    OPEN ──begin──▶ BOUND ──finish──▶ COMMITTED        close, a lease, a fault or a lost connection end it from anywhere
+
+Invariants: the store is written only under the lock, while the grant is live and its lease runs, with bytes whose digest was
+right, at tokens that were granted and had not arrived before. Once `end` has returned, nothing of the grant is ever written.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+from core.clock import Clock
+from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, TransferError
+from kv_transfer.coverage import Coverage
+from kv_transfer.events import Received
+from kv_transfer.frames import Begin, Commit, Finish, Header, SessionDigest
+from kv_transfer.store import KVStore
+
+
+class Replies(Protocol):
+    """The way back to the sender of a bound grant."""
+
+    def abort(self, grant: int, error: TransferError) -> None:
+        """Tell the sender; never blocks, never raises."""
+
+
+class InboundGrant:
+    """`blocks` hold tokens `[0, num_tokens)`; those before `first_token` are there already and stay untouched."""
+
+    def __init__(
+        self,
+        store: KVStore,
+        clock: Clock,
+        grant: int,
+        attempt: str,
+        blocks: Sequence[int],
+        first_token: int,
+        num_tokens: int,
+        lease_s: float,
+    ) -> None:
+        layout = store.layout
+        if not 0 <= grant < 1 << 64:
+            raise ValueError(f"Got {grant = } but expected 64 bits")
+        if len(blocks) < layout.blocks_for(num_tokens):
+            raise ValueError(f"Got {len(blocks)} blocks but expected {layout.blocks_for(num_tokens)} for {num_tokens} tokens")
+        if not lease_s > 0:
+            raise ValueError(f"Got {lease_s = } but expected a positive number of seconds")
+        self.grant = grant
+        self.attempt = attempt
+        self.lease_s = lease_s
+        self._store = store
+        self._clock = clock
+        self._blocks = tuple(blocks)
+        self._coverage = Coverage(len(layout.layers), first_token, num_tokens)
+        self._lock = threading.Lock()
+        self._live = True
+        self._replies: Replies | None = None
+        self._expires_s = clock.now() + lease_s
+        self._frames = 0
+        self._digest = SessionDigest()
+        self._kv_bytes = 0
+        self._started_s: float | None = None
+
+    @property
+    def replies(self) -> Replies | None:
+        """Where its sender is, once that has begun."""
+        return self._replies
+
+    def belongs_to(self, replies: Replies) -> bool:
+        return self._replies is replies
+
+    def begin(self, header: Header, packed: memoryview, begin: Begin, replies: Replies) -> None:
+        """Bind to the sender that has named the same attempt and tokens. Raises TransferError."""
+        with self._lock:
+            self._check_live()
+            if (header.layer, header.start, header.count) != (0, 0, 0):
+                raise CorruptTransfer("Got a BEGIN that names tokens")
+            mine = (self.attempt, self._coverage.first_token, self._coverage.num_tokens)
+            theirs = (begin.attempt, begin.first_token, begin.num_tokens)
+            if self._replies is not None or mine != theirs:
+                raise TransferAborted(f"grant {self.grant} is not for this attempt and these tokens")
+            self._replies = replies
+            self._accept(header, packed)
+
+    def write(self, header: Header, packed: memoryview, payload: memoryview) -> None:
+        """Store one piece whose digest was right. Raises TransferError; nothing is written then."""
+        with self._lock:
+            self._check_live()
+            self._check_sequence(header)
+            layout = self._store.layout
+            if header.layer >= len(layout.layers):
+                raise CorruptTransfer(f"Got layer {header.layer} but expected one of {len(layout.layers)}")
+            expected = header.count * layout.layer_bytes_per_token(header.layer)
+            if header.length != expected:
+                raise CorruptTransfer(f"Got {header.length} bytes for {header.count} tokens but expected {expected}")
+            try:
+                self._coverage.add(header.layer, header.start, header.start + header.count)
+            except ValueError as error:
+                raise CorruptTransfer(str(error)) from error
+            if self._started_s is None:
+                self._started_s = self._clock.now()
+            self._store.write(header.layer, self._blocks, header.start, header.count, payload)
+            self._kv_bytes += header.length
+            self._accept(header, packed)
+
+    def finish(self, header: Header, packed: memoryview, finish: Finish) -> tuple[Received, Commit]:
+        """Check that everything is there and end the grant: nothing more is written. Raises TransferError."""
+        with self._lock:
+            self._check_live()
+            self._check_sequence(header)
+            if (header.layer, header.start, header.count) != (0, 0, 0):
+                raise CorruptTransfer("Got a FINISH that names tokens")
+            if finish.frames != self._frames or finish.digest != self._digest.value():
+                raise CorruptTransfer(f"Got {self._frames} frames but the sender counts {finish.frames}, or their digests differ")
+            if not self._coverage.complete:
+                raise CorruptTransfer(f"the sender has finished but {self._coverage.remaining} rows are missing")
+            self._accept(header, packed)
+            self._live = False
+            now_s = self._clock.now()
+            transfer_s = now_s - (self._started_s if self._started_s is not None else now_s)
+            received = Received(self.grant, self.attempt, finish.tail, self._kv_bytes, transfer_s)
+            return received, Commit(self._digest.value())
+
+    def renew(self) -> bool:
+        """Start the lease anew. False if it is over."""
+        with self._lock:
+            if not self._live or self._clock.now() >= self._expires_s:
+                return False
+            self._expires_s = self._clock.now() + self.lease_s
+            return True
+
+    def end(self) -> bool:
+        """After it returns, nothing is written. False if it had ended before."""
+        with self._lock:
+            was_live, self._live = self._live, False
+            return was_live
+
+    def remaining_s(self) -> float:
+        """Seconds of lease left; not positive when it has expired."""
+        return self._expires_s - self._clock.now()
+
+    def _check_live(self) -> None:
+        if not self._live:
+            raise TransferAborted(f"grant {self.grant} is over")
+        if self._clock.now() >= self._expires_s:
+            raise LeaseExpired(f"grant {self.grant} saw no sign of life for {self.lease_s} s")
+
+    def _check_sequence(self, header: Header) -> None:
+        if self._replies is None or header.sequence != self._frames:
+            raise CorruptTransfer(f"Got frame {header.sequence} of grant {self.grant} but expected {self._frames}")
+
+    def _accept(self, header: Header, packed: memoryview) -> None:
+        if header.sequence != self._frames:
+            raise CorruptTransfer(f"Got frame {header.sequence} of grant {self.grant} but expected {self._frames}")
+        self._digest.add(packed)
+        self._frames += 1
+        self._expires_s = self._clock.now() + self.lease_s

@@ -1,0 +1,195 @@
+"""The handshake: two processes prove that they share the cluster's secret, then compare what they are.
+
+    dialling side                                   listening side
+    HELLO     nonce                            ──▶
+                                               ◀──  CHALLENGE  nonce, proof("listen")
+    IDENTITY  proof("dial", identity), identity ──▶
+                                               ◀──  WELCOME    proof("welcome", both identities), identity
+
+Proofs are HMAC-SHA256 over a label, both nonces and what they vouch for; the labels keep one side's proof from being played
+back as the other's. Nothing is told about the model before the other side has proved itself. Either side may say REFUSE
+instead of its next message, naming the field; both then raise `HandshakeRefused` with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NoReturn
+
+import msgspec
+
+from core.errors import HandshakeRefused, ProtocolError, TransferError
+from core.layout import KVLayout
+from core.wire import unpack_bounded
+from kv_transfer.transport import Connection
+
+MAGIC = b"HSKV"
+PROTOCOL_VERSION = 1
+MIN_SECRET_BYTES = 16
+MAX_HANDSHAKE_BYTES = 64 * 1024
+FIELDS = ("magic", "version", "secret", "fingerprint", "dtype", "layers", "incarnation", "protocol")
+
+_PREFIX = struct.Struct("<4sHBxI")
+_NONCE_BYTES = 32
+_PROOF_BYTES = 32
+
+RandomBytes = Callable[[int], bytes]
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What a side says of itself. `fingerprint` names the weights; `incarnation` grows when the worker restarts."""
+
+    fingerprint: str
+    layout: KVLayout
+    incarnation: int
+
+    def mismatch(self, other: Identity) -> str | None:
+        """The first field on which no transfer between the two could be right, or None."""
+        return "fingerprint" if self.fingerprint != other.fingerprint else self.layout.mismatch(other.layout)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The other side, proved and compatible. The seeds are this connection's, one per direction."""
+
+    identity: Identity
+    send_seed: int
+    recv_seed: int
+
+
+class _Step(IntEnum):
+    HELLO = 1
+    CHALLENGE = 2
+    IDENTITY = 3
+    WELCOME = 4
+    REFUSE = 5
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    field: str
+    message: str
+
+
+class Handshake:
+    """One side of the handshake.
+
+    Args:
+        secret: shared by the cluster, at least 16 bytes.
+        random_bytes: makes nonces.
+    """
+
+    def __init__(self, identity: Identity, secret: bytes, random_bytes: RandomBytes = secrets.token_bytes) -> None:
+        if len(secret) < MIN_SECRET_BYTES:
+            raise ValueError(f"Got a secret of {len(secret)} bytes but expected at least {MIN_SECRET_BYTES}")
+        self._identity = identity
+        self._packed = msgspec.msgpack.encode(identity)
+        if len(self._packed) + _PROOF_BYTES > MAX_HANDSHAKE_BYTES:
+            raise ValueError(f"Got an identity of {len(self._packed)} bytes but expected it to fit {MAX_HANDSHAKE_BYTES}")
+        self._secret = secret
+        self._random_bytes = random_bytes
+
+    def dial(self, connection: Connection) -> Peer:
+        """Raises HandshakeRefused (the field says why) or TransferError (the connection broke)."""
+        mine = self._random_bytes(_NONCE_BYTES)
+        _send(connection, _Step.HELLO, mine)
+        answer = self._expect(connection, _Step.CHALLENGE, _NONCE_BYTES + _PROOF_BYTES, _NONCE_BYTES + _PROOF_BYTES)
+        nonces = mine + answer[:_NONCE_BYTES]
+        self._check(connection, answer[_NONCE_BYTES:], b"listen", nonces)
+        _send(connection, _Step.IDENTITY, self._proof(b"dial", nonces, self._packed) + self._packed)
+        answer = self._expect(connection, _Step.WELCOME, _PROOF_BYTES, MAX_HANDSHAKE_BYTES)
+        theirs = answer[_PROOF_BYTES:]
+        self._check(connection, answer[:_PROOF_BYTES], b"welcome", nonces, self._packed, theirs)
+        identity = self._compare(connection, theirs)
+        return Peer(identity, self._seed(b"to listener", nonces), self._seed(b"to dialler", nonces))
+
+    def answer(self, connection: Connection) -> Peer:
+        """The listening side of `dial`; raises as it does."""
+        theirs = self._expect(connection, _Step.HELLO, _NONCE_BYTES, _NONCE_BYTES)
+        mine = self._random_bytes(_NONCE_BYTES)
+        nonces = theirs + mine
+        _send(connection, _Step.CHALLENGE, mine + self._proof(b"listen", nonces))
+        body = self._expect(connection, _Step.IDENTITY, _PROOF_BYTES, MAX_HANDSHAKE_BYTES)
+        packed = body[_PROOF_BYTES:]
+        self._check(connection, body[:_PROOF_BYTES], b"dial", nonces, packed)
+        identity = self._compare(connection, packed)
+        _send(connection, _Step.WELCOME, self._proof(b"welcome", nonces, packed, self._packed) + self._packed)
+        return Peer(identity, self._seed(b"to dialler", nonces), self._seed(b"to listener", nonces))
+
+    def _proof(self, label: bytes, *parts: bytes) -> bytes:
+        mac = hmac.new(self._secret, digestmod=hashlib.sha256)
+        for part in (b"hetserve kv", PROTOCOL_VERSION.to_bytes(2, "little"), label, *parts):
+            mac.update(len(part).to_bytes(4, "little"))
+            mac.update(part)
+        return mac.digest()
+
+    def _seed(self, label: bytes, nonces: bytes) -> int:
+        return int.from_bytes(self._proof(b"seed " + label, nonces)[:8], "little")
+
+    def _check(self, connection: Connection, given: bytes, label: bytes, *parts: bytes) -> None:
+        if not hmac.compare_digest(given, self._proof(label, *parts)):
+            _refuse(connection, "secret", "the peer does not know this cluster's secret")
+
+    def _compare(self, connection: Connection, packed: bytes) -> Identity:
+        try:
+            raw = unpack_bounded(packed, MAX_HANDSHAKE_BYTES)
+            theirs = msgspec.convert(raw, Identity, strict=True)
+        except (ProtocolError, msgspec.ValidationError) as error:
+            _refuse(connection, "protocol", f"Got a malformed identity: {error}")
+        field = self._identity.mismatch(theirs)
+        if field is not None:
+            mine = self._identity
+            detail = {
+                "fingerprint": f"{mine.fingerprint} here, {theirs.fingerprint} there",
+                "dtype": f"{mine.layout.dtype} here, {theirs.layout.dtype} there",
+            }.get(field, f"{len(mine.layout.layers)} layers here, {len(theirs.layout.layers)} there, not all of one shape")
+            _refuse(connection, field, detail)
+        return theirs
+
+    @staticmethod
+    def _expect(connection: Connection, step: _Step, least: int, most: int) -> bytes:
+        """The body of the peer's next message. Raises HandshakeRefused if it is not `step`."""
+        prefix = bytearray(_PREFIX.size)
+        connection.recv_into(memoryview(prefix))
+        magic, version, found, length = _PREFIX.unpack(prefix)
+        if magic != MAGIC:
+            _refuse(connection, "magic", "the peer does not speak this protocol")
+        if length > MAX_HANDSHAKE_BYTES:
+            _refuse(connection, "protocol", f"Got {length} bytes but expected at most {MAX_HANDSHAKE_BYTES}")
+        # Read the message whole before refusing it: hanging up on unread bytes could destroy the refusal on its way.
+        body = bytearray(length)
+        connection.recv_into(memoryview(body))
+        if version != PROTOCOL_VERSION:
+            _refuse(connection, "version", f"version {PROTOCOL_VERSION} here, {version} there")
+        if found == _Step.REFUSE:
+            raise _refusal(bytes(body))
+        if found != step or not least <= length <= most:
+            _refuse(connection, "protocol", f"Got handshake message {found} of {length} bytes but expected {step.name}")
+        return bytes(body)
+
+
+def _send(connection: Connection, step: _Step, body: bytes) -> None:
+    connection.send([_PREFIX.pack(MAGIC, PROTOCOL_VERSION, step, len(body)) + body])
+
+
+def _refuse(connection: Connection, field: str, message: str) -> NoReturn:
+    """Tell the peer, hang up, raise."""
+    with suppress(TransferError):
+        _send(connection, _Step.REFUSE, msgspec.msgpack.encode(_Refusal(field, message[:1000])))
+    connection.close()
+    raise HandshakeRefused(f"{field}: {message}", field)
+
+
+def _refusal(body: bytes) -> HandshakeRefused:
+    try:
+        refusal = msgspec.convert(unpack_bounded(body, 4096, max_container=8), _Refusal, strict=True)
+    except (ProtocolError, msgspec.ValidationError):
+        return HandshakeRefused("the peer refused and its reason is malformed", "protocol")
+    field = refusal.field if refusal.field in FIELDS else "protocol"
+    return HandshakeRefused(f"the peer refused: {field}: {refusal.message[:1000]}", field)

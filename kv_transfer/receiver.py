@@ -1,0 +1,173 @@
+"""The receiving side of KV transfer: a decode worker opens grants, senders fill them, events say how each ended.
+
+Threads: one accepts, one per connection, one for leases and handshakes that take too long. All events come from these.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+
+from core.clock import Clock
+from core.errors import HandshakeRefused, TransferAborted, TransferError
+from kv_transfer.events import Broken, OnReceiverEvent, Received
+from kv_transfer.grants import GrantTable
+from kv_transfer.protocol import Handshake, Identity
+from kv_transfer.receive_link import ReceiveLink
+from kv_transfer.store import KVStore
+from kv_transfer.sweeper import Sweeper
+from kv_transfer.transport import Connection, Transport
+
+_log = logging.getLogger(__name__)
+
+HANDSHAKE_TIMEOUT_S = 5.0
+MAX_CONNECTIONS = 1024
+
+
+class KVReceiver:
+    """Listens from construction to `stop`. Usable as a context manager.
+
+    Args:
+        secret: the cluster's, at least 16 bytes; without it nobody connects.
+        fingerprint: names the weights; peers with another are refused.
+        incarnation: of this worker; told to peers.
+        on_event: called from this object's threads, never with a lock held. It may call back into the receiver.
+
+    Raises:
+        TransferError: the transport cannot listen.
+    """
+
+    def __init__(
+        self,
+        store: KVStore,
+        transport: Transport,
+        secret: bytes,
+        fingerprint: str,
+        incarnation: int,
+        clock: Clock,
+        on_event: OnReceiverEvent,
+    ) -> None:
+        self._handshake = Handshake(Identity(fingerprint, store.layout, incarnation), secret)
+        self._clock = clock
+        self._on_event = on_event
+        self._grants = GrantTable(store, clock, self._emit)
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._threads: list[threading.Thread] = []
+        self._connections: dict[Connection, float | None] = {}  # value: when its handshake must be done
+        self._listener = transport.listen()
+        self._sweeper = Sweeper(self.sweep, "kv-receiver-leases")
+        self._acceptor = threading.Thread(target=self._accept, name="kv-receiver-accept", daemon=True)
+        self._acceptor.start()
+
+    @property
+    def endpoint(self) -> str:
+        """What senders connect to."""
+        return self._listener.endpoint
+
+    @property
+    def open_grants(self) -> int:
+        return len(self._grants)
+
+    def open(self, grant: int, attempt: str, blocks: Sequence[int], first_token: int, num_tokens: int, lease_s: float) -> None:
+        """Let the sender of `attempt` fill tokens `[first_token, num_tokens)` of the sequence in `blocks`.
+
+        Until an event about it, or `close`, the blocks belong to the transfer. The lease runs `lease_s` seconds from now,
+        from each frame and from each `renew`.
+
+        Raises:
+            ValueError: the grant is open already, or its tokens do not fit its blocks.
+            TransferAborted: the receiver has stopped.
+        """
+        self._grants.open(grant, attempt, blocks, first_token, num_tokens, lease_s)
+        self._sweeper.wake_within(lease_s)
+
+    def renew(self, grant: int) -> bool:
+        """Start its lease anew. False if it is not open (any more)."""
+        return self._grants.renew(grant)
+
+    def close(self, grant: int, reason: str) -> bool:
+        """Take the blocks back: once this returns, nothing of the grant is ever written. Its sender is told; there is no
+        event. Waits for at most one piece that is being stored. False if the grant is not open (any more)."""
+        return self._grants.close(grant, TransferAborted(reason))
+
+    def sweep(self) -> float | None:
+        """End what has run out of time: leases, and connections that do not get through the handshake. Called by the
+        receiver's own timer; tests call it after moving their clock. Seconds until the next is due, or None."""
+        due_s = self._grants.expire()
+        now_s = self._clock.now()
+        with self._lock:
+            deadlines = [(connection, at_s) for connection, at_s in self._connections.items() if at_s is not None]
+        for connection, at_s in deadlines:
+            if at_s <= now_s:
+                connection.close()
+            else:
+                due_s = at_s - now_s if due_s is None else min(due_s, at_s - now_s)
+        return due_s
+
+    def stop(self) -> None:
+        """End every grant (with `Broken`) and connection; returns when all threads have ended. Idempotent.
+        Not to be called from an event's handler."""
+        with self._lock:
+            self._stopping = True
+            connections = list(self._connections)
+        self._listener.close()
+        self._grants.shut("the receiver has stopped")
+        for connection in connections:
+            connection.close()
+        with self._lock:
+            threads = [self._acceptor, *self._threads]
+        for thread in threads:
+            thread.join()
+        self._sweeper.stop()
+
+    def __enter__(self) -> KVReceiver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection = self._listener.accept()
+            except TransferError as error:
+                if not self._stopping:
+                    _log.error("KV receiver: %s", error)
+                return
+            thread = threading.Thread(target=self._serve, args=(connection,), name="kv-receiver", daemon=True)
+            with self._lock:
+                admitted = not self._stopping and len(self._connections) < MAX_CONNECTIONS
+                if admitted:
+                    self._connections[connection] = self._clock.now() + HANDSHAKE_TIMEOUT_S
+                    self._threads = [*(other for other in self._threads if other.is_alive()), thread]
+                    thread.start()
+            if admitted:
+                self._sweeper.wake_within(HANDSHAKE_TIMEOUT_S)
+            else:
+                connection.close()
+
+    def _serve(self, connection: Connection) -> None:
+        try:
+            peer = self._handshake.answer(connection)
+            with self._lock:
+                self._connections[connection] = None
+            ReceiveLink(connection, peer, self._grants).run()
+        except HandshakeRefused as error:
+            _log.warning("KV receiver refused a peer: %s", error)
+        except TransferError as error:
+            _log.info("KV receiver lost a peer in the handshake: %s", error)
+        except Exception:  # a connection's end, never the receiver's
+            _log.exception("KV receiver dropped a connection")
+        finally:
+            connection.close()
+            with self._lock:
+                self._connections.pop(connection, None)
+
+    def _emit(self, event: Received | Broken) -> None:
+        try:
+            self._on_event(event)
+        except Exception:  # the worker's fault must not end other sessions of this thread
+            _log.exception("KV receiver: the handler of %s failed", type(event).__name__)

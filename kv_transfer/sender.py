@@ -1,0 +1,179 @@
+"""The sending side of KV transfer: a prefill worker begins a session per grant, pushes layers as they are computed, and an
+event says how each session ended."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+
+from core.clock import Clock
+from core.errors import TransferAborted
+from kv_transfer.events import Delivered, OnSenderEvent, SendFailed
+from kv_transfer.outbound import Outbound
+from kv_transfer.protocol import Handshake, Identity
+from kv_transfer.send_link import LinkSession, SendLink
+from kv_transfer.store import KVStore
+from kv_transfer.sweeper import Sweeper
+from kv_transfer.transport import Transport
+
+_log = logging.getLogger(__name__)
+
+
+class SendSession:
+    """One attempt's KV on its way into one grant. Thread-safe; no method waits for the network.
+
+    Once the session has ended, `push` and `finish` do nothing: the event has told the worker, or is about to.
+    """
+
+    def __init__(self, link: SendLink, session: LinkSession, sweeper: Sweeper) -> None:
+        self._link = link
+        self._session = session
+        self._sweeper = sweeper
+
+    @property
+    def attempt(self) -> str:
+        return self._session.outbound.attempt
+
+    @property
+    def grant(self) -> int:
+        return self._session.outbound.grant
+
+    @property
+    def ended(self) -> bool:
+        return self._session.ended
+
+    def push(self, layer: int, start: int, count: int) -> None:
+        """Tokens `[start, start + count)` of `layer` are in the store (on CUDA: enqueued on the current stream) and must
+        stay there until the session ends. Tokens outside the grant, or pushed before, are skipped; any order will do.
+
+        Raises:
+            ValueError: no such layer, or tokens beyond the sequence's blocks.
+        """
+        self._link.push(self._session, layer, start, count)
+        self._sweeper.wake_within(self._session.lease_s)
+
+    def finish(self, tail: bytes) -> None:
+        """Everything has been pushed; `tail` (at most 32 KiB) goes to the receiving worker with the commit.
+
+        Raises:
+            ValueError: something has not been pushed, the tail is too long, or a second finish.
+        """
+        self._link.finish(self._session, tail)
+        self._sweeper.wake_within(self._session.lease_s)
+
+    def abort(self, reason: str) -> bool:
+        """Give up: once this returns, the store is no more read for the session. The peer is told; there is no event.
+        Waits for at most one piece that is being read. False if the session had ended before."""
+        return self._link.abort(self._session, TransferAborted(reason))
+
+
+class KVSender:
+    """Usable as a context manager. Two threads per peer endpoint that has sessions or a connection, and one for deadlines.
+
+    Args: as for `KVReceiver`; `on_event` is called from this object's threads, never with a lock held, and may call back.
+    """
+
+    def __init__(
+        self,
+        store: KVStore,
+        transport: Transport,
+        secret: bytes,
+        fingerprint: str,
+        incarnation: int,
+        clock: Clock,
+        on_event: OnSenderEvent,
+    ) -> None:
+        self._store = store
+        self._transport = transport
+        self._handshake = Handshake(Identity(fingerprint, store.layout, incarnation), secret)
+        self._clock = clock
+        self._on_event = on_event
+        self._lock = threading.Lock()
+        self._links: dict[str, SendLink] = {}
+        self._retired: list[SendLink] = []
+        self._closed = False
+        self._sweeper = Sweeper(self.sweep, "kv-sender-deadlines")
+
+    def begin(
+        self,
+        attempt: str,
+        grant: int,
+        endpoint: str,
+        blocks: Sequence[int],
+        first_token: int,
+        num_tokens: int,
+        lease_s: float,
+        incarnation: int | None = None,
+    ) -> SendSession:
+        """Start sending tokens `[first_token, num_tokens)` of the sequence in `blocks` to a grant. Never waits.
+
+        Args:
+            blocks: kept by reference; may grow at its end until the last push. If the engine takes blocks back (preempts),
+                `abort` first.
+            lease_s: the session fails when the peer takes nothing that waits for it for this long, or does not commit
+                within it after the last frame. Waiting for pushes costs no lease.
+            incarnation: the receiver's, if the caller knows it; another one at the endpoint fails the session.
+
+        Raises:
+            ValueError: a bad range or lease, or the grant is being sent there already.
+            TransferAborted: the sender is closed.
+        """
+        if not lease_s > 0:
+            raise ValueError(f"Got {lease_s = } but expected a positive number of seconds")
+        outbound = Outbound(self._store.layout, attempt, grant, blocks, first_token, num_tokens)
+        session = LinkSession(outbound, lease_s, incarnation)
+        with self._lock:
+            if self._closed:
+                raise TransferAborted("the sender is closed")
+            link = self._links.get(endpoint)
+            if link is None:
+                link = SendLink(
+                    endpoint, self._store, self._transport, self._handshake, self._clock, self._emit, self._may_retire
+                )
+                self._links[endpoint] = link
+            link.add(session)
+        self._sweeper.wake_within(lease_s)
+        return SendSession(link, session, self._sweeper)
+
+    def sweep(self) -> float | None:
+        """Fail sessions whose time is up. Called by the sender's own timer; tests call it after moving their clock.
+        Seconds until the next is due, or None."""
+        with self._lock:
+            links = list(self._links.values())
+        due = [left_s for link in links if (left_s := link.expire()) is not None]
+        return min(due, default=None)
+
+    def close(self) -> None:
+        """Fail every session (with `SendFailed`); returns when all threads have ended. Idempotent.
+        Not to be called from an event's handler."""
+        with self._lock:
+            self._closed = True
+            links = [*self._links.values(), *self._retired]
+        for link in links:
+            link.stop("the sender is closed")
+        for link in links:
+            link.join()
+        self._sweeper.stop()
+
+    def __enter__(self) -> KVSender:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _may_retire(self, link: SendLink) -> bool:
+        """Whether an idle link may end: from then on nobody adds to it."""
+        with self._lock:
+            if not link.idle:
+                return False
+            self._links.pop(link.endpoint, None)
+            self._retired = [*(other for other in self._retired if other.alive), link]
+            return True
+
+    def _emit(self, event: Delivered | SendFailed) -> None:
+        try:
+            self._on_event(event)
+        except Exception:  # the worker's fault must not end other sessions of this thread
+            _log.exception("KV sender: the handler of %s failed", type(event).__name__)

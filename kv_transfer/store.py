@@ -1,0 +1,43 @@
+"""The seam between a transfer and the memory that holds KV.
+
+The wire speaks in token ranges, never in blocks or addresses: a peer can neither name memory nor depend on the other's
+block size. A store turns `(layer, blocks, start, count)` into bytes and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from core.layout import KVLayout
+
+
+class Fence(Protocol):
+    """A point in the order of an engine's writes."""
+
+    def wait(self) -> None:
+        """Return once every write before the point is visible to `read`. Blocks without holding the GIL."""
+
+
+class KVStore(Protocol):
+    """One engine's KV cache. `read` and `write` may be called from several threads at once, for disjoint tokens.
+
+    A piece of `count` tokens of one layer is `count` key rows, then `count` value rows, each row `kv_heads * dim` elements,
+    with nothing between them: `count * layout.layer_bytes_per_token(layer)` bytes.
+    """
+
+    @property
+    def layout(self) -> KVLayout: ...
+
+    def read(self, layer: int, blocks: Sequence[int], start: int, count: int, out: memoryview) -> None:
+        """Gather tokens `[start, start + count)` of the sequence that lives in `blocks` into `out`, which they fill exactly.
+
+        Raises:
+            ValueError: the tokens do not lie in `blocks`, a block does not exist, or `out` has another size.
+        """
+
+    def write(self, layer: int, blocks: Sequence[int], start: int, count: int, data: memoryview) -> None:
+        """Scatter `data` into those tokens; nothing else changes. Visible to the engine on return. Raises as `read`."""
+
+    def fence(self) -> Fence | None:
+        """Called by the engine's thread: a fence after all it has written so far, or None if that is visible already."""

@@ -1,0 +1,1 @@
+"""One file per way of moving bytes; each implements `kv_transfer.transport.Transport`."""
