@@ -28,7 +28,7 @@ constexpr int kBlock = 64;                     // keys packed at a time, and col
 constexpr int kColumns = kBlock / kLanes;      // vectors across a block
 constexpr int kTileRows = 192;                 // query rows that share one packing of the keys
 constexpr int kSplitRows = 32;                 // a sequence with at most this many rows splits its context ...
-constexpr int kSplitKeys = 512;                // ... into ranges of this many keys
+constexpr int kSplitKeys = 256;                // ... into ranges of this many keys
 #ifdef __AVX512F__
 constexpr int kRows = 6;                       // rows of a product that fit the registers
 #else
@@ -141,15 +141,18 @@ void transpose_step(Vec* v) {
         if (!(i & Step)) exchange<Step>(v[i], v[i + Step], Lanes{});
 }
 
+template <class Stored>
+const Stored* at(const Stored* row, int64_t offset) { return row ? row + offset : nullptr; }
+
 // out[unit][64 keys]
 template <class Unit, class Stored>
-void pack_keys(const Stored* const* rows, int size, Unit* out) {
+void pack_keys(const Stored* const* rows, int64_t offset, int size, Unit* out) {
     int units = (size + kPerUnit<Unit> - 1) / kPerUnit<Unit>;
     for (int first = 0; first < units; first += kLanes)
         for (int key = 0; key < kBlock; key += kLanes) {
             Vec v[kLanes];
 #pragma GCC unroll 16
-            for (int i = 0; i < kLanes; ++i) v[i] = row_units<Unit>(rows[key + i], first * kPerUnit<Unit>, size);
+            for (int i = 0; i < kLanes; ++i) v[i] = row_units<Unit>(at(rows[key + i], offset), first * kPerUnit<Unit>, size);
             transpose_step<8>(v), transpose_step<4>(v), transpose_step<2>(v), transpose_step<1>(v);
 #pragma GCC unroll 16
             for (int i = 0; i < kLanes; ++i) store(out + (first + i) * kBlock + key, v[i]);
@@ -158,15 +161,15 @@ void pack_keys(const Stored* const* rows, int size, Unit* out) {
 
 // out[key or pair of keys][width]
 template <class Unit, class Stored>
-void pack_values(const Stored* const* rows, int size, int width, Unit* out) {
+void pack_values(const Stored* const* rows, int64_t offset, int size, int width, Unit* out) {
     for (int key = 0; key < kBlock; key += kPerUnit<Unit>, out += width) {
         if constexpr (kPerUnit<Unit> == 1) {
-            for (int d = 0; d < size; d += kLanes) store(out + d, row_units<Unit>(rows[key], d, size));
+            for (int d = 0; d < size; d += kLanes) store(out + d, row_units<Unit>(at(rows[key], offset), d, size));
         } else {
 #ifdef HAS_BF16_DOT
             for (int d = 0; d < size; d += 2 * kLanes) {
-                __m512i even = (__m512i)row_units<Unit>(rows[key], d, size);
-                __m512i odd = (__m512i)row_units<Unit>(rows[key + 1], d, size);
+                __m512i even = (__m512i)row_units<Unit>(at(rows[key], offset), d, size);
+                __m512i odd = (__m512i)row_units<Unit>(at(rows[key + 1], offset), d, size);
                 __m512i high = _mm512_set1_epi32(int(0xffff0000));
                 // Lanes of `d` and `d + 1` alternate in a row: split them, then interleave the two halves of the columns.
                 __m512i first = _mm512_or_si512(_mm512_andnot_si512(high, even), _mm512_slli_epi32(odd, 16));
@@ -255,9 +258,10 @@ struct Call {                                  // mirrored by engine/attention/c
 namespace {
 
 struct Item {
-    int sequence, head, first_token, tokens, first_key, last_key;  // keys [first_key, last_key)
-    int64_t partial;                           // row of the partial results, or -1: the item is its rows' only one
-    int splits;                                // on the first range of several: how many follow each other
+    int sequence, first_token, tokens, first_head, heads;  // of the query, and KV heads
+    int first_key, last_key;                   // keys [first_key, last_key)
+    int ranges;                                // on the first of several ranges of keys: how many there are; else 0
+    int64_t partial;                           // row of the partial results, or -1: the item's range is the only one
 };
 
 // Result of one range of keys, before division by the sum.
@@ -268,9 +272,9 @@ struct Partials {
 template <class Stored, class Unit>
 class Tile {
 public:
-    Tile(const Call& call, Partials& partials) : call_(call), partials_(partials) {
+    Tile(const Call& call, Partials& partials, int most_rows) : call_(call), partials_(partials) {
+        int rows = most_rows + kRows;
         group_ = call.query_heads / call.kv_heads;
-        int rows = std::max(kTileRows, group_) + kRows;
         units_ = (call.key_dim + kPerUnit<Unit> - 1) / kPerUnit<Unit>;
         query_stride_ = round_up(units_, kLanes);
         width_ = round_up(call.value_dim, kBlock);
@@ -283,84 +287,112 @@ public:
     }
 
     bool run(const Item& item) {               // false: a block table names a block that does not exist
-        rows_ = item.tokens * group_;
-        first_position_ = call_.context_lens[item.sequence] - query_len(item.sequence) + item.first_token;
-        load_query(item);
+        start(item);
+        load_query();
         std::fill_n(output_.begin(), rows_ * width_, 0.f);
         std::fill_n(maximum_.begin(), rows_, kMinusInfinity);
         std::fill_n(sum_.begin(), rows_ * kLanes, 0.f);
-        for (int block = item.first_key; block < item.last_key; block += kBlock) {
-            if (!load_block(item, block)) return false;
-            for (int row = 0; row < rows_; row += kRows) attend_rows(row, std::min(kRows, rows_ - row), block);
+        Rows found[2];
+        if (!find(item.first_key, found[0])) return false;
+        for (int block = item.first_key, turn = 0; block < item.last_key; block += kBlock, turn ^= 1) {
+            if (!find(block + kBlock, found[turn ^ 1])) return false;
+            for (int head = 0; head < item.heads; ++head) {
+                const Rows& next = found[head + 1 < item.heads ? turn : turn ^ 1];
+                if (head_rows_ <= kSplitRows) prefetch(next, head + 1 < item.heads ? head + 1 : 0);
+                pack(found[turn], item.first_head + head);
+                int end = (head + 1) * head_rows_;
+                for (int row = head * head_rows_; row < end; row += kRows) attend_rows(row, std::min(kRows, end - row), block);
+            }
         }
-        item.partial < 0 ? finish(item) : keep(item);
+        item.partial < 0 ? finish() : keep();
         return true;
     }
 
     // Merge the ranges of one set of rows, in their order, and write the output.
-    void merge(const Item* first) {
-        rows_ = first->tokens * group_;
+    void merge(const Item* ranges) {
+        start(*ranges);
         for (int row = 0; row < rows_; ++row) {
-            float top = kMinusInfinity;
-            for (int s = 0; s < first->splits; ++s) top = std::max(top, partials_.maximum[first[s * call_.kv_heads].partial + row]);
-            float total = 0;
-            std::fill_n(&output_[row * width_], width_, 0.f);
-            for (int s = 0; s < first->splits; ++s) {
-                int64_t from = first[s * call_.kv_heads].partial + row;
+            float* output = &output_[row * width_];
+            float top = kMinusInfinity, total = 0;
+            for (int i = 0; i < ranges->ranges; ++i) top = std::max(top, partials_.maximum[ranges[i].partial + row]);
+            std::fill_n(output, width_, 0.f);
+            for (int i = 0; i < ranges->ranges; ++i) {
+                int64_t from = ranges[i].partial + row;
                 float weight = partials_.maximum[from] == kMinusInfinity ? 0 : std::exp(partials_.maximum[from] - top);
                 total += weight * partials_.sum[from];
-                for (int d = 0; d < width_; ++d) output_[row * width_ + d] += weight * partials_.output[from * width_ + d];
+                for (int d = 0; d < width_; ++d) output[d] += weight * partials_.output[from * width_ + d];
             }
             maximum_[row] = top;
-            std::fill_n(&sum_[row * kLanes], kLanes, 0.f);
-            sum_[row * kLanes] = total;
+            store(&sum_[row * kLanes], Vec{total});
         }
-        finish(*first);
+        finish();
     }
 
 private:
-    int query_len(int s) const { return call_.query_start[s + 1] - call_.query_start[s]; }
+    void start(const Item& item) {
+        item_ = item;
+        head_rows_ = item.tokens * group_;
+        rows_ = item.heads * head_rows_;
+        first_query_ = call_.query_start[item.sequence] + item.first_token;
+        first_position_ = call_.context_lens[item.sequence] - call_.query_start[item.sequence + 1] + first_query_;
+    }
 
-    void load_query(const Item& item) {
-        const auto* query = static_cast<const Stored*>(call_.query);
+    // Rows are ordered by KV head, then token, then query head of the group.
+    int token(int row) const { return row % head_rows_ / group_; }
+    int64_t query_head(int row) const { return (item_.first_head + row / head_rows_) * group_ + row % group_; }
+
+    void load_query() {
         for (int row = 0; row < rows_; ++row) {
-            int64_t token = call_.query_start[item.sequence] + item.first_token + row / group_;
-            int64_t head = item.head * group_ + row % group_;
-            const Stored* from = query + token * call_.query_stride_token + head * call_.query_stride_head;
+            const Stored* from = static_cast<const Stored*>(call_.query) + (first_query_ + token(row)) * call_.query_stride_token +
+                                 query_head(row) * call_.query_stride_head;
             for (int unit = 0; unit < units_; unit += kLanes)
                 store(&query_[row * query_stride_ + unit], row_units<Unit>(from, unit * kPerUnit<Unit>, call_.key_dim));
         }
     }
 
-    bool load_block(const Item& item, int block) {
-        const Stored *key_rows[kBlock], *value_rows[kBlock];
-        const int32_t* table = call_.block_tables + item.sequence * call_.table_stride;
-        const auto* keys = static_cast<const Stored*>(call_.key) + item.head * call_.key_stride_head;
-        const auto* values = static_cast<const Stored*>(call_.value) + item.head * call_.value_stride_head;
+    // Where the keys and values of a block's positions lie (at head 0), null past the item's last key.
+    struct Rows {
+        const Stored *key[kBlock], *value[kBlock];
+    };
+    bool find(int block, Rows& rows) const {
+        const int32_t* table = call_.block_tables + item_.sequence * call_.table_stride;
+        int index = block / call_.block_size, offset = block % call_.block_size;
         for (int i = 0; i < kBlock; ++i) {
-            int position = block + i;
-            key_rows[i] = value_rows[i] = nullptr;
-            if (position >= item.last_key) continue;
-            int64_t id = table[position / call_.block_size], offset = position % call_.block_size;
+            rows.key[i] = rows.value[i] = nullptr;
+            if (block + i >= item_.last_key) continue;
+            int64_t id = table[index];
             if (id < 0 || id >= call_.num_blocks) return false;
-            key_rows[i] = keys + id * call_.key_stride_block + offset * call_.key_stride_token;
-            value_rows[i] = values + id * call_.value_stride_block + offset * call_.value_stride_token;
+            rows.key[i] = static_cast<const Stored*>(call_.key) + id * call_.key_stride_block + offset * call_.key_stride_token;
+            rows.value[i] = static_cast<const Stored*>(call_.value) + id * call_.value_stride_block + offset * call_.value_stride_token;
+            if (++offset == call_.block_size) offset = 0, ++index;
         }
-        pack_keys(key_rows, call_.key_dim, keys_.data());
-        pack_values(value_rows, call_.value_dim, width_, values_.data());
-        last_key_ = item.last_key;
-        first_key_ = item.first_key;
         return true;
     }
+
+    void pack(const Rows& rows, int head) {
+        pack_keys(rows.key, head * call_.key_stride_head, call_.key_dim, keys_.data());
+        pack_values(rows.value, head * call_.value_stride_head, call_.value_dim, width_, values_.data());
+    }
+
+    __attribute__((noinline)) void prefetch(const Rows& rows, int head) const {
+        asm volatile("");                      // or the compiler takes the function for one without effect
+        for (int i = 0; i < kBlock && rows.key[i]; ++i) {
+            const Stored* key = rows.key[i] + (item_.first_head + head) * call_.key_stride_head;
+            const Stored* value = rows.value[i] + (item_.first_head + head) * call_.value_stride_head;
+            for (int d = 0; d < call_.key_dim; d += kLine) __builtin_prefetch(key + d, 0, 2);
+            for (int d = 0; d < call_.value_dim; d += kLine) __builtin_prefetch(value + d, 0, 2);
+        }
+    }
+    static constexpr int kLine = 64 / sizeof(Stored);
 
     // Softmax and both products of up to kRows rows against the packed block.
     void attend_rows(int row, int rows, int block) {
         int from[kRows], to[kRows];            // the keys of the block that each row sees
         bool any = false;
         for (int r = 0; r < rows; ++r) {
-            int position = first_position_ + (row + r) / group_;
+            int position = first_position_ + token(row + r);
             from[r] = call_.window ? std::max(position - call_.window + 1 - block, 0) : 0;
-            to[r] = std::min(std::min(position + 1, last_key_) - block, kBlock);
+            to[r] = std::min(std::min(position + 1, item_.last_key) - block, kBlock);
             any |= from[r] < to[r];
         }
         if (!any) return;
@@ -408,26 +440,24 @@ private:
         return maximum(top);
     }
 
-    void keep(const Item& item) {
-        std::copy_n(output_.begin(), rows_ * width_, partials_.output.begin() + item.partial * width_);
+    void keep() {
+        std::copy_n(output_.begin(), rows_ * width_, partials_.output.begin() + item_.partial * width_);
         for (int row = 0; row < rows_; ++row) {
-            partials_.maximum[item.partial + row] = maximum_[row];
-            partials_.sum[item.partial + row] = sum(load(&sum_[row * kLanes]));
+            partials_.maximum[item_.partial + row] = maximum_[row];
+            partials_.sum[item_.partial + row] = sum(load(&sum_[row * kLanes]));
         }
     }
 
-    void finish(const Item& item) {
-        auto* output = static_cast<Stored*>(call_.output);
+    void finish() {
         for (int row = 0; row < rows_; ++row) {
-            int64_t token = call_.query_start[item.sequence] + item.first_token + row / group_;
-            int64_t head = item.head * group_ + row % group_;
             float total = sum(load(&sum_[row * kLanes])), weight = 1;
             if (call_.sinks) {
-                float top = std::max(maximum_[row], call_.sinks[head]);
+                float sink = call_.sinks[query_head(row)], top = std::max(maximum_[row], sink);
                 weight = std::exp(maximum_[row] - top);
-                total = total * weight + std::exp(call_.sinks[head] - top);
+                total = total * weight + std::exp(sink - top);
             }
-            Stored* to = output + (token * call_.query_heads + head) * call_.value_dim;
+            Stored* to = static_cast<Stored*>(call_.output) +
+                         ((first_query_ + token(row)) * call_.query_heads + query_head(row)) * call_.value_dim;
             float factor = weight / total;
             for (int d = 0; d < call_.value_dim; ++d) assign(to[d], output_[row * width_ + d] * factor);
         }
@@ -435,56 +465,66 @@ private:
 
     const Call& call_;
     Partials& partials_;
-    int group_, units_, query_stride_, width_, rows_ = 0, first_position_ = 0, first_key_ = 0, last_key_ = 0;
+    Item item_{};
+    int group_, units_, query_stride_, width_, head_rows_ = 0, rows_ = 0, first_position_ = 0;
+    int64_t first_query_ = 0;
     std::vector<Unit> query_, keys_, values_;
     std::vector<float> output_, maximum_, sum_;
 };
 
-// Cut the batch into work items. Returns the number of partial rows, or -1 if the lengths do not fit together.
-int64_t plan(const Call& call, std::vector<Item>& items) {
-    int group = call.query_heads / call.kv_heads, tile = std::max(1, kTileRows / group);
+struct Plan {
+    std::vector<Item> items;
     int64_t partial_rows = 0;
-    for (int s = 0; s < call.sequences; ++s) {
-        int tokens = call.query_start[s + 1] - call.query_start[s], context = call.context_lens[s];
-        if (tokens == 0) continue;
-        if (tokens < 0 || tokens > context || int64_t(call.table_width) * call.block_size < context) return -1;
-        bool split = tokens * group <= kSplitRows;
+    int most_rows = 0;                         // of one item
+    bool valid = true;                         // lengths do not contradict each other
+
+    explicit Plan(const Call& call) {
+        for (int s = 0; s < call.sequences; ++s) {
+            int tokens = call.query_start[s + 1] - call.query_start[s], context = call.context_lens[s];
+            valid = valid && tokens >= 0 && tokens <= context && context <= int64_t(call.table_width) * call.block_size;
+            if (!valid) return;
+            if (tokens > 0) add(call, s, tokens, context);
+        }
+    }
+
+    void add(const Call& call, int sequence, int tokens, int context) {
+        int group = call.query_heads / call.kv_heads;
+        bool few = tokens * group <= kSplitRows;
+        int tile = std::max(1, kTileRows / group), heads = few ? call.kv_heads : 1;
         for (int first = (tokens - 1) / tile * tile; first >= 0; first -= tile) {  // the longest tiles first
             int count = std::min(tile, tokens - first), position = context - tokens + first;
             int begin = call.window ? std::max(0, position - call.window + 1) : 0, end = position + count;
-            int ranges = split ? (end - begin + kSplitKeys - 1) / kSplitKeys : 1;
-            for (int range = 0; range < ranges; ++range)
-                for (int head = 0; head < call.kv_heads; ++head) {
-                    int from = begin + range * kSplitKeys, to = split ? std::min(end, from + kSplitKeys) : end;
-                    int64_t partial = ranges > 1 ? partial_rows : -1;
-                    if (ranges > 1) partial_rows += count * group;
-                    items.push_back({s, head, first, count, from, to, partial, range == 0 ? ranges : 0});
+            int step = few ? kSplitKeys : end - begin, ranges = (end - begin + step - 1) / step;
+            most_rows = std::max(most_rows, heads * count * group);
+            for (int head = 0; head < call.kv_heads; head += heads)
+                for (int key = begin; key < end; key += step) {
+                    items.push_back({sequence, first, count, head, heads, key, std::min(end, key + step),
+                                     key == begin && ranges > 1 ? ranges : 0, ranges > 1 ? partial_rows : -1});
+                    if (ranges > 1) partial_rows += heads * count * group;
                 }
         }
     }
-    return partial_rows;
-}
+};
 
 template <class Stored, class Unit>
 int attend(const Call& call) {
-    std::vector<Item> items;
-    int64_t partial_rows = plan(call, items);
-    if (partial_rows < 0) return 1;
+    Plan plan(call);
+    if (!plan.valid) return 1;
+    int count = int(plan.items.size()), threads = std::max(1, std::min(call.threads, count));
     Partials partials;
-    partials.output.resize(partial_rows * round_up(call.value_dim, kBlock));
-    partials.maximum.resize(partial_rows);
-    partials.sum.resize(partial_rows);
+    partials.output.resize(plan.partial_rows * round_up(call.value_dim, kBlock));
+    partials.maximum.resize(plan.partial_rows);
+    partials.sum.resize(plan.partial_rows);
     bool valid = true;
-    int count = int(items.size());
-#pragma omp parallel num_threads(std::max(1, std::min(call.threads, count)))
+#pragma omp parallel num_threads(threads)
     {
-        Tile<Stored, Unit> tile(call, partials);
+        Tile<Stored, Unit> tile(call, partials, plan.most_rows);
 #pragma omp for schedule(dynamic, 1) reduction(&& : valid)
-        for (int i = 0; i < count; ++i) valid = tile.run(items[i]) && valid;
-        if (partial_rows) {
+        for (int i = 0; i < count; ++i) valid = tile.run(plan.items[i]) && valid;
+        if (plan.partial_rows) {
 #pragma omp for schedule(dynamic, 1)
             for (int i = 0; i < count; ++i)
-                if (items[i].splits > 1) tile.merge(&items[i]);
+                if (plan.items[i].ranges) tile.merge(&plan.items[i]);
         }
     }
     return valid ? 0 : 2;
