@@ -53,5 +53,5 @@ def unpack_bounded(data: bytes | memoryview, max_bytes: int, max_container: int 
             max_map_len=max_container,
             max_ext_len=0,
         )
-    except (ValueError, msgpack.UnpackException, RecursionError, UnicodeDecodeError) as error:
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise ProtocolError(f"Got malformed msgpack: {error}") from error

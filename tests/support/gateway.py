@@ -1,0 +1,150 @@
+"""A gateway without HTTP: submits attempts to instances over real mailboxes and gathers what comes back."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from core.mailbox import ClusterKeys, Door, Mailbox, Peers
+from core.messages import Address, Cancel, Failed, Heartbeat, ServedBy, Submit, TokenItem, TokenLogprobs, Tokens
+from core.request import FinishReason
+from core.sampling import SamplingParams
+from core.tokens import pack_tokens
+
+
+@dataclass
+class Generation:
+    """What arrived for one attempt."""
+
+    attempt: str
+    tokens: dict[int, int] = field(default_factory=dict)
+    by: dict[int, str] = field(default_factory=dict)
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    served: dict[str, ServedBy] = field(default_factory=dict)
+    finish: FinishReason | None = None
+    last: int = -1
+    failures: list[Failed] = field(default_factory=list)
+    repeated: int = 0
+
+    @property
+    def output(self) -> list[int]:
+        return [self.tokens[position] for position in sorted(self.tokens)]
+
+    @property
+    def complete(self) -> bool:
+        return self.finish is not None and len(self.tokens) >= self.last + 1 - min(self.tokens, default=0)
+
+    @property
+    def ended(self) -> bool:
+        return self.complete or bool(self.failures)
+
+
+class ScriptedGateway:
+    """Use as a context manager. All waiting is bounded by `timeout_s`."""
+
+    def __init__(self, keys: ClusterKeys, name: str = "gateway") -> None:
+        self._door = Door(keys)
+        self._mailbox = Mailbox(self._door)
+        self.peers = Peers(self._door)
+        self.address = Address(name, 1, self._mailbox.endpoint)
+        self.generations: dict[str, Generation] = {}
+        self.heartbeats: dict[str, Heartbeat] = {}
+        self._ids = itertools.count()
+
+    def submit(
+        self,
+        prompt: list[int],
+        sampling: SamplingParams,
+        *,
+        prefill: Address | None,
+        decode: Address,
+        delivered: list[int] | None = None,
+        salt: bytes = b"",
+        deadline_s: float = 60.0,
+    ) -> str:
+        """Send one attempt to a pair, or to `decode` alone when `prefill` is None. Returns its id."""
+        attempt = f"a{next(self._ids)}"
+        self.generations[attempt] = Generation(attempt)
+        tokens = pack_tokens(prompt + (delivered or []))
+
+        def message(stage: str, peer: Address | None) -> Submit:
+            return Submit(
+                attempt=attempt,
+                gateway=self.address,
+                tokens=tokens,
+                prompt_tokens=len(prompt),
+                sampling=sampling,
+                stage=stage,
+                peer=peer,
+                salt=salt,
+                deadline_s=deadline_s,
+            )
+
+        if prefill is None:
+            self.peers.send(decode.mailbox, message("local", None))
+        else:
+            self.peers.send(decode.mailbox, message("decode", prefill))
+            self.peers.send(prefill.mailbox, message("prefill", decode))
+        return attempt
+
+    def cancel(self, attempt: str, *workers: Address) -> None:
+        for worker in workers:
+            self.peers.send(worker.mailbox, Cancel(attempt=attempt))
+
+    def wait(self, *attempts: str, timeout_s: float = 60.0) -> list[Generation]:
+        """Until all of them have ended (all known attempts if none is named)."""
+        wanted = [self.generations[attempt] for attempt in attempts or tuple(self.generations)]
+        until_s = time.monotonic() + timeout_s
+        while not all(generation.ended for generation in wanted):
+            if time.monotonic() > until_s:
+                raise TimeoutError(f"still waiting for {[g for g in wanted if not g.ended]}")
+            self.pump(0.05)
+        return wanted
+
+    def pump(self, wait_s: float = 0.0) -> None:
+        self._mailbox.wait(wait_s)
+        while (message := self._mailbox.receive()) is not None:
+            match message:
+                case Tokens():
+                    for item in message.items:
+                        self._item(message.worker, item)
+                case Failed():
+                    self.generations[message.attempt].failures.append(message)
+                case Heartbeat():
+                    self.heartbeats[message.worker.name] = message
+
+    def wait_for_token(self, attempt: str, count: int = 1, timeout_s: float = 30.0) -> None:
+        until_s = time.monotonic() + timeout_s
+        while len(self.generations[attempt].tokens) < count:
+            if time.monotonic() > until_s:
+                raise TimeoutError(f"{attempt} has {len(self.generations[attempt].tokens)} tokens, not {count}")
+            self.pump(0.01)
+
+    def _item(self, worker: Address, item: TokenItem) -> None:
+        generation = self.generations[item.attempt]
+        for offset, token in enumerate(item.tokens):
+            position = item.position + offset
+            generation.repeated += position in generation.tokens
+            generation.tokens[position] = token
+            generation.by[position] = worker.name
+            if item.logprobs:
+                generation.logprobs[position] = item.logprobs[offset]
+        if item.served is not None:
+            generation.served[worker.name] = item.served
+        if item.finish is not None:
+            generation.finish = item.finish
+            generation.last = item.position + len(item.tokens) - 1
+
+    def close(self) -> None:
+        self.peers.close()
+        self._mailbox.close()
+        self._door.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
