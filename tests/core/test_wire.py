@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgpack
 import msgspec
 import pytest
@@ -99,10 +101,8 @@ def test_random_bytes_are_a_protocol_error(data: bytes) -> None:
 def test_a_damaged_message_is_a_protocol_error_or_another_valid_message(message: Message, data: st.DataObject) -> None:
     packed = bytearray(encode(message))
     packed[data.draw(st.integers(0, len(packed) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    try:
+    with contextlib.suppress(ProtocolError):
         assert isinstance(decode(bytes(packed)), Message)
-    except ProtocolError:
-        pass
 
 
 def test_another_protocol_version_is_refused_by_number() -> None:
