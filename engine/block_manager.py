@@ -1,0 +1,193 @@
+"""Which KV block belongs to whom: paged, reference-counted, and addressed by content for prefix reuse.
+
+A block is in exactly one of three places:
+
+    free ──allocate──▶ owned (references > 0) ──last owner frees──▶ cached (references = 0, still has a hash)
+      ▲                        └── never hashed ──▶ free                 │  ▲
+      └──────────────── evicted, least recently used first ──────────────┘  └─ matched again: owned
+
+Invariants:
+- A block is hashed only when it is full and its tokens are computed. Only hashed blocks are ever shared, and nobody writes
+  to them again, so there is no copy-on-write.
+- A match never covers a whole sequence: at least one token is left to compute, because a token is drawn from its logits.
+- Allocation and freeing are O(1) a block.
+
+Paging is PagedAttention's idea (vLLM), keeping unreferenced blocks under a hash chain is that of vLLM's and SGLang's
+prefix caches. Neighbours: `engine.scheduler` decides who gets blocks, `core.prefix` defines the hashes. No tensors here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from core.prefix import block_hash, root_hash
+from engine.sequence import Sequence
+
+
+class BlockManager:
+    """Owner of `num_blocks` blocks of `block_size` tokens each. `prefix_cache` turns reuse by content on."""
+
+    def __init__(self, num_blocks: int, block_size: int, prefix_cache: bool = True) -> None:
+        if num_blocks < 1 or block_size < 1:
+            raise ValueError(f"Got {num_blocks = }, {block_size = } but expected at least one of each")
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.prefix_cache = prefix_cache
+        self._references = [0] * num_blocks
+        self._hash_of: list[bytes | None] = [None] * num_blocks
+        self._block_of: dict[bytes, int] = {}
+        self._free = list(range(num_blocks - 1, -1, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that nobody owns, the evictable ones among them."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def cached_blocks(self) -> int:
+        """Blocks that can be found by content, owned or not."""
+        return len(self._block_of)
+
+    def blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.block_size)
+
+    def allocate(self, sequence: Sequence, spare_blocks: int = 0) -> bool:
+        """Give a sequence that owns nothing room for all its tokens, reusing the longest cached prefix.
+
+        Sets `blocks`, and `computed_tokens` to what the cache supplied. False, with nothing changed, unless at least
+        `spare_blocks` blocks stay free.
+        """
+        if sequence.blocks:
+            raise ValueError(f"sequence {sequence.sequence_id} already owns {len(sequence.blocks)} blocks")
+        matched = self._match(sequence)
+        fresh = self.blocks_for(len(sequence.tokens)) - len(matched)
+        idle = sum(1 for block in matched if self._references[block] == 0)
+        if self.free_blocks - idle - fresh < spare_blocks:
+            return False
+        for block in matched:
+            if self._references[block] == 0:
+                del self._cached[block]
+            self._references[block] += 1
+        sequence.blocks = matched
+        sequence.blocks.extend(self._take() for _ in range(fresh))
+        sequence.computed_tokens = len(matched) * self.block_size
+        return True
+
+    def grow(self, sequence: Sequence) -> bool:
+        """Make sure that there is room for the KV of all of `tokens`. False, with nothing changed, if there is not."""
+        missing = self.blocks_for(len(sequence.tokens)) - len(sequence.blocks)
+        if missing <= 0:
+            return True
+        if missing > self.free_blocks:
+            return False
+        sequence.blocks.extend(self._take() for _ in range(missing))
+        return True
+
+    def register(self, sequence: Sequence, first_token: int) -> None:
+        """Make the full blocks among computed tokens `[first_token, computed_tokens)` findable by their content.
+
+        A block whose content is already cached in another block stays private.
+        """
+        first, end = first_token // self.block_size, sequence.computed_tokens // self.block_size
+        if not self.prefix_cache or first >= end:
+            return
+        self._extend_hashes(sequence, end)
+        for index in range(first, end):
+            block, content = sequence.blocks[index], sequence.block_hashes[index]
+            if self._hash_of[block] is None and content not in self._block_of:
+                self._hash_of[block] = content
+                self._block_of[content] = block
+
+    def free(self, sequence: Sequence, keep_cached: bool = True) -> None:
+        """Take back all that a sequence owns. With `keep_cached` False its content is also forgotten, because it may be
+        wrong: nobody else will match it. A no-op on a sequence that owns nothing."""
+        if not keep_cached:
+            for block in sequence.blocks:
+                self._forget(block)
+        # Last block first, so that eviction eats a prefix from its tail and keeps the part that most prompts share.
+        for block in reversed(sequence.blocks):
+            self._references[block] -= 1
+            if self._references[block] > 0:
+                continue
+            if self._hash_of[block] is None:
+                self._free.append(block)
+            else:
+                self._cached[block] = None
+        sequence.blocks = []
+        sequence.computed_tokens = 0
+
+    def check(self, owners: Iterable[Sequence]) -> list[str]:
+        """Every violated invariant, in words; `owners` are all live sequences. For tests and `/debug/invariants`."""
+        tables = [(sequence.sequence_id, list(sequence.blocks)) for sequence in owners]
+        counted = [0] * self.num_blocks
+        places: dict[int, set[int]] = {}
+        wrong: list[str] = []
+        for name, table in tables:
+            if len(set(table)) != len(table):
+                wrong.append(f"sequence {name} owns a block twice: {table}")
+            for index, block in enumerate(table):
+                counted[block] += 1
+                places.setdefault(block, set()).add(index)
+        wrong += [f"block {block} is shared at positions {sorted(at)}" for block, at in places.items() if len(at) > 1]
+        free = set(self._free)
+        if len(free) != len(self._free):
+            wrong.append("a block is free twice")
+        for block in range(self.num_blocks):
+            wrong += self._check_block(block, counted[block], block in free)
+        wrong += [
+            f"{content.hex()} names block {block}, which is not its"
+            for content, block in self._block_of.items()
+            if self._hash_of[block] != content
+        ]
+        return wrong
+
+    def _check_block(self, block: int, owners: int, free: bool) -> list[str]:
+        wrong = []
+        if self._references[block] != owners:
+            wrong.append(f"block {block} has {self._references[block]} references but {owners} owners")
+        cached = block in self._cached
+        if (owners > 0) + free + cached != 1:
+            wrong.append(f"block {block} must be one of owned ({owners}), free ({free}) or cached ({cached})")
+        content = self._hash_of[block]
+        if content is None and cached:
+            wrong.append(f"block {block} is cached under no hash")
+        if content is not None and (free or self._block_of.get(content) != block):
+            wrong.append(f"block {block} has a hash that does not lead to it")
+        return wrong
+
+    def _match(self, sequence: Sequence) -> list[int]:
+        """Blocks of the longest cached prefix. Hashes are made only as far as there are matches."""
+        found: list[int] = []
+        if not self.prefix_cache:
+            return found
+        for index in range((len(sequence.tokens) - 1) // self.block_size):
+            self._extend_hashes(sequence, index + 1)
+            block = self._block_of.get(sequence.block_hashes[index])
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def _extend_hashes(self, sequence: Sequence, count: int) -> None:
+        hashes, size = sequence.block_hashes, self.block_size
+        while len(hashes) < count:
+            parent = hashes[-1] if hashes else root_hash(sequence.salt)
+            start = len(hashes) * size
+            hashes.append(block_hash(parent, sequence.tokens[start : start + size]))
+
+    def _take(self) -> int:
+        if self._free:
+            block = self._free.pop()
+        else:
+            block, _ = self._cached.popitem(last=False)
+            self._forget(block)
+        self._references[block] = 1
+        return block
+
+    def _forget(self, block: int) -> None:
+        content = self._hash_of[block]
+        if content is not None:
+            del self._block_of[content]
+            self._hash_of[block] = None
