@@ -70,9 +70,8 @@ class BlockManager:
             if self._references[block] == 0:
                 del self._cached[block]
             self._references[block] += 1
-        sequence.blocks = matched
-        sequence.blocks.extend(self._take() for _ in range(fresh))
         sequence.computed_tokens = len(matched) * self.block_size
+        sequence.blocks = matched + [self._take() for _ in range(fresh)]
         return True
 
     def grow(self, sequence: Sequence) -> bool:
