@@ -68,6 +68,7 @@ class EngineLoop:
         self._events: SimpleQueue[TransferEvent] = SimpleQueue()
         self._stopping = False
         self._draining = False
+        self._idle = True
         self._ticked_s = clock.now()
         self.progress = Progress(engine.load(), clock.now(), 0)
 
@@ -94,7 +95,7 @@ class EngineLoop:
             self._turn()
 
     def _turn(self) -> None:
-        if not self._engine.has_work and self._events.empty():
+        if self._idle and self._events.empty():
             self._mailbox.wait(IDLE_WAIT_S)
         while (message := self._mailbox.receive()) is not None:
             self._handle(message)
@@ -102,17 +103,21 @@ class EngineLoop:
         self._tick()
         if self._decode is not None:
             self._decode.grant_waiting()
-        if self._engine.has_work:
-            self._step()
+        self._idle = not self._step()
         self._outbox.flush()
         self._publish()
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """One engine step. False if there was nothing to compute: no work, or all blocks are kept for transfers, so that
+        only mail or a transfer event can change anything."""
+        if not self._engine.has_work:
+            return False
         output = self._engine.step(self._layer_written if self._prefill is not None else None)
         for token in output.tokens:
             self._drawn(token)
         for sequence, error in output.failed:
             self._failed(sequence, error)
+        return output.plan is not None
 
     def _layer_written(self, plan: StepPlan, layer: int) -> None:
         if self._prefill is not None:

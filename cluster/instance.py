@@ -6,7 +6,6 @@ instance runs on threads of its own.
 
 from __future__ import annotations
 
-import base64
 import os
 import threading
 import time
@@ -125,7 +124,7 @@ class Instance:
         outbox = Outbox(self._address, self._peers, self._clock)
         lease_s = spec.config.transfer.lease_s
         transport = TcpTransport(host=self._host)
-        secret = base64.b85decode(spec.keys.secret)
+        secret = spec.keys.transfer_secret
         prefill: PrefillWorker | None = None
         decode: DecodeWorker | None = None
         if spec.role in (Role.PREFILL, Role.MIXED):

@@ -11,6 +11,8 @@ member. Neither class is thread-safe: each thread has its own, and `Mailbox.wake
 from __future__ import annotations
 
 import os
+import threading
+from hashlib import blake2b
 from types import TracebackType
 from typing import Self
 
@@ -27,10 +29,7 @@ DOMAIN = "hetserve"
 
 
 class ClusterKeys(msgspec.Struct, frozen=True):
-    """The secret that makes a process a member. Z85 text, made by `generate` once per cluster.
-
-    `secret` also keys the handshake of the KV transport.
-    """
+    """The secret that makes a process a member: a CURVE key pair as Z85 text, made by `generate` once per cluster."""
 
     public: str
     secret: str
@@ -39,6 +38,11 @@ class ClusterKeys(msgspec.Struct, frozen=True):
     def generate(cls) -> ClusterKeys:
         public, secret = zmq.curve_keypair()
         return cls(public.decode(), secret.decode())
+
+    @property
+    def transfer_secret(self) -> bytes:
+        """32 bytes that key the handshake of the KV transport; they tell nothing of `secret`."""
+        return blake2b(self.secret.encode(), digest_size=32, person=b"hetserve-kv-hmac").digest()
 
 
 class Door:
@@ -92,6 +96,7 @@ class Mailbox:
         self.endpoint = f"tcp://{shown}:{port}"
         self.rejected = 0
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake_lock = threading.Lock()
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._wake_fd, zmq.POLLIN)
@@ -115,12 +120,16 @@ class Mailbox:
                 self.rejected += 1
 
     def wake(self) -> None:
-        """End the current or next `wait`. Safe from any thread until `close`."""
-        os.eventfd_write(self._wake_fd, 1)
+        """End the current or next `wait`. Safe from any thread at any time; after `close` it does nothing."""
+        with self._wake_lock:
+            if not self._socket.closed:
+                os.eventfd_write(self._wake_fd, 1)
 
     def close(self) -> None:
-        self._socket.close()
-        os.close(self._wake_fd)
+        with self._wake_lock:
+            if not self._socket.closed:
+                self._socket.close()
+                os.close(self._wake_fd)
 
 
 class Peers:
