@@ -1,0 +1,229 @@
+"""What the router knows of the cluster: one `Instance` per live worker, learned from heartbeats alone.
+
+Invariants:
+- Of one name, only the newest incarnation is ever visible; a heartbeat of an older one changes nothing.
+- Times are of the caller's clock; nothing here reads one.
+- A `Snapshot` never changes after it is made, so a decision can be replayed and explained.
+
+Between two heartbeats the gateway's own assignments are added to an instance's load, so that a burst spreads instead of
+landing on whoever looked idle last (the idea of Ray Serve's and llm-d's in-flight correction). `router.policy` decides
+on snapshots; `gateway.dispatch` feeds this.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from core.config import Role
+from core.errors import ProtocolError
+from core.layout import KVLayout, LayerShape
+from core.messages import Address, Heartbeat, Load
+
+InstanceKey = tuple[str, int]
+"""Name and incarnation: what a worker is fenced by."""
+
+SETTLE_S = 0.05
+"""A heartbeat this much younger than an assignment is taken to count it already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One live worker as last heard of, plus what was assigned to it since.
+
+    `kind` is equal for instances whose KV is interchangeable (same fingerprint and layout). `assigned_*` count work sent
+    after the last heartbeat: prompt tokens to prefill, sequences to decode, and context tokens those will hold.
+    """
+
+    address: Address
+    role: Role
+    kind: int
+    beat: Heartbeat
+    last_seen_s: float
+    kv_bytes_per_token: int
+    stuck: bool = False
+    assigned_prefill_tokens: int = 0
+    assigned_sequences: int = 0
+    assigned_context_tokens: int = 0
+
+    @property
+    def key(self) -> InstanceKey:
+        return self.address.name, self.address.incarnation
+
+    @property
+    def name(self) -> str:
+        return self.address.name
+
+    @property
+    def load(self) -> Load:
+        return self.beat.load
+
+    @property
+    def usable(self) -> bool:
+        """Whether new work may go there."""
+        return not (self.stuck or self.beat.load.draining)
+
+    @property
+    def waiting_tokens(self) -> int:
+        return self.beat.load.waiting_tokens + self.assigned_prefill_tokens
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that run, wait, or are on their way there."""
+        return self.beat.load.running + self.beat.load.waiting + self.assigned_sequences
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The cluster at one moment. `instances` are the live ones, including those no new work may go to."""
+
+    instances: tuple[Instance, ...]
+
+    @cached_property
+    def prefill(self) -> tuple[Instance, ...]:
+        """Usable instances that can prefill for another."""
+        return tuple(item for item in self.instances if item.role is not Role.DECODE and item.usable)
+
+    @cached_property
+    def decode(self) -> tuple[Instance, ...]:
+        """Usable instances that can decode."""
+        return tuple(item for item in self.instances if item.role is not Role.PREFILL and item.usable)
+
+    @cached_property
+    def max_model_len(self) -> int | None:
+        """The longest context that every live instance can hold; None when none lives."""
+        return min((item.beat.max_model_len for item in self.instances), default=None)
+
+
+@dataclass(slots=True)
+class _Tracked:
+    """Mutable record behind one instance."""
+
+    beat: Heartbeat
+    role: Role
+    kind: int
+    last_seen_s: float
+    progress_s: float
+    kv_bytes_per_token: int
+    stuck: bool = False
+    assigned: deque[tuple[float, int, int, int]] = field(default_factory=deque)
+    view: Instance | None = None
+
+    def moved(self, heartbeat: Heartbeat) -> bool:
+        """Whether the heartbeat shows a step since the last one, or nothing to step for."""
+        before, after = self.beat.load, heartbeat.load
+        return after.steps != before.steps or after.running == 0 or before.running == 0
+
+
+class ClusterState:
+    """Heartbeats in, snapshots out.
+
+    Args:
+        dead_after_s: silence after which an instance is dropped.
+        stuck_after_s: an instance with running sequences whose step counter stands still this long is stuck.
+    """
+
+    def __init__(self, dead_after_s: float, stuck_after_s: float) -> None:
+        self._dead_after_s = dead_after_s
+        self._stuck_after_s = stuck_after_s
+        self._tracked: dict[str, _Tracked] = {}
+        self._newest: dict[str, int] = {}
+        self._kinds: dict[tuple[str, str, tuple[LayerShape, ...]], int] = {}
+        self._snapshot: Snapshot | None = None
+
+    def observe(self, heartbeat: Heartbeat, now_s: float) -> InstanceKey | None:
+        """Take in a heartbeat; returns the incarnation that it replaces, whose attempts are lost.
+
+        Raises:
+            ProtocolError: the role is not one.
+        """
+        name, incarnation = heartbeat.worker.name, heartbeat.worker.incarnation
+        if incarnation < self._newest.get(name, incarnation):
+            return None
+        role = _role(heartbeat.role)
+        before = self._tracked.get(name)
+        self._newest[name] = incarnation
+        self._snapshot = None
+        if before is None or before.beat.worker.incarnation != incarnation:
+            kind = self._kind(heartbeat)
+            self._tracked[name] = _Tracked(heartbeat, role, kind, now_s, now_s, heartbeat.layout.bytes_per_token)
+            return None if before is None else (name, before.beat.worker.incarnation)
+        if before.moved(heartbeat):
+            before.progress_s, before.stuck = now_s, False
+        if heartbeat.fingerprint != before.beat.fingerprint or heartbeat.layout != before.beat.layout:
+            before.kind, before.kv_bytes_per_token = self._kind(heartbeat), heartbeat.layout.bytes_per_token
+        before.beat, before.role, before.last_seen_s, before.view = heartbeat, role, now_s, None
+        while before.assigned and before.assigned[0][0] <= now_s - SETTLE_S:
+            before.assigned.popleft()
+        return None
+
+    def sweep(self, now_s: float) -> list[InstanceKey]:
+        """Drop the silent; returns those dropped and those newly stuck: attempts there must move."""
+        lost: list[InstanceKey] = []
+        for name, tracked in list(self._tracked.items()):
+            if now_s - tracked.last_seen_s > self._dead_after_s:
+                lost.append(self._drop(name))
+            elif not tracked.stuck and tracked.beat.load.running > 0 and now_s - tracked.progress_s > self._stuck_after_s:
+                tracked.stuck, tracked.view, self._snapshot = True, None, None
+                lost.append((name, tracked.beat.worker.incarnation))
+        return lost
+
+    def lose(self, key: InstanceKey) -> bool:
+        """Somebody knows that this incarnation is gone. False if it was not live here."""
+        tracked = self._tracked.get(key[0])
+        if tracked is None or tracked.beat.worker.incarnation != key[1]:
+            return False
+        self._drop(key[0])
+        self._newest[key[0]] = key[1] + 1
+        return True
+
+    def assigned(self, key: InstanceKey, now_s: float, prefill_tokens: int, sequences: int, context_tokens: int) -> None:
+        """Count work just sent to an instance until its heartbeats show it."""
+        tracked = self._tracked.get(key[0])
+        if tracked is not None and tracked.beat.worker.incarnation == key[1]:
+            tracked.assigned.append((now_s, prefill_tokens, sequences, context_tokens))
+            tracked.view = None
+            self._snapshot = None
+
+    def snapshot(self) -> Snapshot:
+        """The cluster as it stands. Cheap when nothing changed since the last call."""
+        if self._snapshot is None:
+            self._snapshot = Snapshot(tuple(self._view(tracked) for tracked in self._tracked.values()))
+        return self._snapshot
+
+    def _view(self, tracked: _Tracked) -> Instance:
+        if tracked.view is None:
+            tracked.view = Instance(
+                address=tracked.beat.worker,
+                role=tracked.role,
+                kind=tracked.kind,
+                beat=tracked.beat,
+                last_seen_s=tracked.last_seen_s,
+                kv_bytes_per_token=tracked.kv_bytes_per_token,
+                stuck=tracked.stuck,
+                assigned_prefill_tokens=_total(tracked.assigned, 1),
+                assigned_sequences=_total(tracked.assigned, 2),
+                assigned_context_tokens=_total(tracked.assigned, 3),
+            )
+        return tracked.view
+
+    def _drop(self, name: str) -> InstanceKey:
+        self._snapshot = None
+        return name, self._tracked.pop(name).beat.worker.incarnation
+
+    def _kind(self, heartbeat: Heartbeat) -> int:
+        layout: KVLayout = heartbeat.layout
+        return self._kinds.setdefault((heartbeat.fingerprint, layout.dtype, layout.layers), len(self._kinds))
+
+
+def _total(assigned: Iterable[tuple[float, int, int, int]], column: int) -> int:
+    return sum(int(row[column]) for row in assigned)
+
+
+def _role(name: str) -> Role:
+    try:
+        return Role(name)
+    except ValueError as error:
+        raise ProtocolError(f"Got a heartbeat with role {name!r} but expected one of {[role.value for role in Role]}") from error
