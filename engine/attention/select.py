@@ -33,18 +33,26 @@ def select(
     specs: Sequence[LayerSpec],
     dtype: torch.dtype,
     device: torch.device,
+    *,
+    block_size: int | None = None,
     backends: Sequence[AttentionBackend] | None = None,
 ) -> Selection:
     """The backend called `wanted`, or for `auto` the best one that serves every layer.
 
+    Args:
+        block_size: tokens per block, where that is not the backend's to choose.
+        backends: those to choose from, best first; None takes `default_backends()`.
+
     Raises:
-        ConfigError: no backend of that name, or it refuses a layer; the message carries its reason.
+        ConfigError: no backend of that name, or it refuses a layer or the block size; the message carries its reason.
     """
     backends = default_backends() if backends is None else backends
     named = [backend for backend in backends if wanted in ("auto", backend.name)]
     refused: list[tuple[str, str]] = []
     for backend in named:
         reason = next((r for spec in specs if (r := backend.unsupported(spec, dtype, device)) is not None), None)
+        if reason is None and block_size is not None and block_size % backend.block_size_multiple:
+            reason = f"block_size {block_size} is not a multiple of {backend.block_size_multiple}"
         if reason is None:
             return Selection(backend, tuple(refused))
         refused.append((backend.name, reason))

@@ -1,0 +1,83 @@
+"""Proof, at load, that the assembled engine computes what the model alone computes.
+
+Two short sequences run once through the model's own eager attention, whole and each alone, and once through the engine,
+packed together and in ragged chunks. Whatever a probe cannot see shows here: state that the model keeps outside its KV, a
+layer that looks across the sequences of a batch, a backend or a swapped module that computes something else. Such a model is
+refused at start-up; it never serves a wrong token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from core.errors import ModelError
+from core.layout import KVLayout
+from core.sampling import SamplingParams
+from engine.model import LoadedModel
+from engine.plan import Scheduled, StepPlan
+from engine.sequence import Sequence
+
+CHECK_TOKENS = 12
+_CHUNKS = ((4, 1, 2, 1, 4), (2, 5, 1, 1, 3))
+_REFERENCE = "eager"
+_EXACT_TOLERANCE = 1e-3
+_ROUNDED_TOLERANCE = 0.25
+
+
+def reference_logits(loaded: LoadedModel) -> list[torch.Tensor]:
+    """`[CHECK_TOKENS, vocab]` in float32 for each check sequence, by the model's own code. Raises ModelError."""
+    model = loaded.model
+    try:
+        model.set_attn_implementation(_REFERENCE)
+        with torch.inference_mode():
+            return [
+                model(input_ids=torch.tensor([tokens], device=loaded.device), use_cache=False).logits[0].float()
+                for tokens in _prompts(loaded)
+            ]
+    except (ValueError, TypeError, AttributeError, RuntimeError, IndexError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"{loaded.name}: fails on a short prompt with its own attention: {error}") from error
+
+
+def check_against(
+    expected: list[torch.Tensor], loaded: LoadedModel, logits: Callable[[StepPlan], torch.Tensor], layout: KVLayout
+) -> None:
+    """Compare `logits(plan)`, an engine's, with `expected`, the model's own.
+
+    In float32 every row must agree; in narrower types, where rounding and a changed choice of experts can move single rows,
+    the median row.
+
+    Raises:
+        ModelError: they differ by more than rounding.
+    """
+    per_sequence = layout.blocks_for(CHECK_TOKENS)
+    sequences = [
+        Sequence(f"check-{i}", tokens, len(tokens), SamplingParams(), blocks=list(range(2 * per_sequence))[i::2])
+        for i, tokens in enumerate(_prompts(loaded))
+    ]
+    errors = []
+    done = [0] * len(sequences)
+    for counts in zip(*_CHUNKS, strict=True):
+        plan = StepPlan(tuple(Scheduled(s, done[i], counts[i], True) for i, s in enumerate(sequences)))
+        done = [before + count for before, count in zip(done, counts, strict=True)]
+        for row, got in enumerate(logits(plan).float()):
+            errors.append(_difference(got, expected[row][done[row] - 1]))
+    worst = max(errors) if loaded.dtype == torch.float32 else sorted(errors)[len(errors) // 2]
+    tolerance = _EXACT_TOLERANCE if loaded.dtype == torch.float32 else _ROUNDED_TOLERANCE
+    if not worst <= tolerance:
+        raise ModelError(
+            f"{loaded.name} ({loaded.model.config.model_type}): with a paged KV cache its logits differ from its own by "
+            f"{worst:.2g} of their spread (at most {tolerance:g} is rounding); it keeps state that the cache does not hold"
+        )
+
+
+def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """Distance between two rows of logits as a share of the spread of the second."""
+    return float((got - expected).norm() / (expected - expected.mean()).norm().clamp_min(1e-30))
+
+
+def _prompts(loaded: LoadedModel) -> list[list[int]]:
+    """Two fixed sequences of unlike tokens, spread over the vocabulary."""
+    size = min(loaded.vocab_size, loaded.model.config.get_text_config().vocab_size)
+    return [[(first + step * i) % size for i in range(CHECK_TOKENS)] for first, step in ((size // 3, 101), (size // 2, 37))]

@@ -1,0 +1,209 @@
+"""The `ModelRunner` that runs a real model: plan to tensors, one forward pass, tokens drawn.
+
+`TorchRunner.load` puts the parts together: the model (`engine.model`), an attention backend (`engine.attention.select`), the
+KV cache (`engine.kv_cache`), and a check that the assembled engine computes what the model alone computes
+(`engine.self_check`). Nothing here knows queues, requests or wires.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from pathlib import Path
+
+import torch
+
+from core.config import EngineConfig
+from core.cost import ModelShape
+from core.layout import KVLayout
+from core.sampling import SamplingParams
+from engine.attention.base import AttentionBackend, LayerCache
+from engine.attention.interface import NAME, StepContext, register
+from engine.attention.select import Selection, select
+from engine.batch import BatchBuilder
+from engine.cpu_modules import accelerate_for_cpu
+from engine.kv_cache import KVCache, affordable_blocks, allocate, layout_of
+from engine.model import LoadedModel, load_model
+from engine.plan import LayerListener, Scheduled, StepPlan, StepResult
+from engine.sampler import Sampler
+from engine.self_check import CHECK_TOKENS, check_against, reference_logits
+from engine.sequence import Sequence
+
+_BLOCK_TOKENS = 16
+
+
+class TorchRunner:
+    """Runs steps of one model on one device. Not thread-safe.
+
+    Attributes:
+        accelerated: how many modules of each kind were swapped for faster ones.
+        refused_backends: attention backends preferred to the one in use, and why each could not serve the model.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        selection: Selection,
+        cache: KVCache,
+        accelerated: dict[str, int] | None = None,
+    ) -> None:
+        self._loaded = loaded
+        self._backend = selection.backend
+        self._cache = cache
+        self._builder = BatchBuilder(cache.layout.block_size, loaded.device)
+        self._sampler = Sampler(loaded.vocab_size, loaded.eos_token_ids)
+        self.accelerated = accelerated or {}
+        self.refused_backends = selection.refused
+        register()
+        loaded.model.set_attn_implementation(NAME)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        engine: EngineConfig,
+        *,
+        dtype: str = "auto",
+        device: torch.device | str | None = None,
+        max_model_len: int | None = None,
+    ) -> TorchRunner:
+        """Load a model and everything it needs to run.
+
+        Args:
+            model: a folder or a hub id.
+            device: None takes the current GPU where there is one, else the CPU.
+
+        Raises:
+            ModelError: see `load_model`; or the assembled engine does not compute what the model alone computes.
+            ConfigError: a wrong `max_model_len`, attention backend, block size or cache size.
+        """
+        if engine.threads is not None:
+            torch.set_num_threads(engine.threads)
+        chosen = torch.device(device) if device is not None else _default_device()
+        loaded = load_model(model, dtype=dtype, device=chosen, max_model_len=max_model_len)
+        expected = reference_logits(loaded)
+        selection = select(engine.attention, loaded.layers, loaded.dtype, chosen, block_size=engine.block_size)
+        swapped = accelerate_for_cpu(loaded.model, loaded.dtype) if engine.accelerate and chosen.type == "cpu" else {}
+        layout = layout_of(loaded.layers, loaded.dtype, _block_size(engine.block_size, selection.backend))
+        trial = cls(loaded, selection, allocate(layout, _trial_blocks(layout, engine, loaded), chosen), swapped)
+        check_against(expected, loaded, trial.logits, layout)
+        activation_bytes = trial.measure_step(engine) if chosen.type == "cuda" and engine.kv_bytes is None else 0
+        del trial
+        blocks = affordable_blocks(layout, engine, chosen, loaded.max_model_len, activation_bytes)
+        return cls(loaded, selection, allocate(layout, blocks, chosen), swapped)
+
+    @property
+    def layout(self) -> KVLayout:
+        """Shape of the KV cache, with this engine's block size."""
+        return self._cache.layout
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in the cache."""
+        return self._cache.num_blocks
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest context, in tokens."""
+        return self._loaded.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the output head."""
+        return self._loaded.vocab_size
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Tokens that end a generation."""
+        return self._loaded.eos_token_ids
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal on two engines that hold the same weights in the same dtype."""
+        return self._loaded.fingerprint
+
+    @property
+    def shape(self) -> ModelShape:
+        """Sizes for the cost model."""
+        return self._loaded.shape
+
+    @property
+    def layers(self) -> tuple[LayerCache, ...]:
+        """The cache's pages, for transfers. Write to them only between steps, and only into reserved blocks."""
+        return self._cache.layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model and the cache live."""
+        return self._loaded.device
+
+    @property
+    def backend_name(self) -> str:
+        """The attention backend in use."""
+        return self._backend.name
+
+    def run(self, plan: StepPlan, on_layer: LayerListener | None = None) -> StepResult:
+        """Compute the plan's tokens, write their KV, draw where asked."""
+        with torch.inference_mode():
+            sampling = [index for index, item in enumerate(plan.scheduled) if item.samples]
+            logits = self.logits(plan, on_layer)
+            sampled = self._sampler.sample(logits, [plan.scheduled[index].sequence for index in sampling])
+        return StepResult(sampled.drawn, {sampling[row]: reason for row, reason in sampled.faults.items()})
+
+    @torch.inference_mode()
+    def logits(self, plan: StepPlan, on_layer: LayerListener | None = None) -> torch.Tensor:
+        """Compute the plan's tokens and write their KV; return `[n, vocab]` for its `n` sampling entries."""
+        batch = self._builder.build(plan)
+        context = StepContext(self._backend, self._loaded.layers, self._cache.layers, batch.attention, on_layer)
+        model, rows = self._loaded.model, batch.sample_rows
+        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False, "paged": context}
+        if rows.numel() == 0:
+            model.base_model(**inputs)
+            return batch.input_ids.new_empty((0, self.vocab_size), dtype=self._loaded.dtype)
+        if self._loaded.keeps_logits:
+            kept: torch.Tensor = model(**inputs, logits_to_keep=rows).logits[0]
+            return kept
+        every: torch.Tensor = model(**inputs).logits[0]
+        return every[rows]
+
+    def measure_step(self, engine: EngineConfig) -> int:
+        """Peak device memory, in bytes, of the largest step that `engine` allows (CUDA only)."""
+        torch.cuda.synchronize(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self.run(_largest_plan(engine, self.layout, self.max_model_len, self.num_blocks))
+        torch.cuda.synchronize(self.device)
+        return int(torch.cuda.max_memory_allocated(self.device) - before)
+
+
+def _default_device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _block_size(wanted: int | None, backend: AttentionBackend) -> int:
+    multiple = backend.block_size_multiple
+    return wanted if wanted is not None else -(-_BLOCK_TOKENS // multiple) * multiple
+
+
+def _trial_blocks(layout: KVLayout, engine: EngineConfig, loaded: LoadedModel) -> int:
+    """Enough for the self-check, and on CUDA for the largest step."""
+    check = 2 * layout.blocks_for(CHECK_TOKENS)
+    if loaded.device.type != "cuda":
+        return check
+    return max(check, layout.blocks_for(engine.max_num_batched_tokens) + engine.max_num_seqs)
+
+
+def _largest_plan(engine: EngineConfig, layout: KVLayout, max_model_len: int, num_blocks: int) -> StepPlan:
+    """`max_num_batched_tokens` tokens shared by as many sampling sequences as may run."""
+    sequences = min(engine.max_num_seqs, engine.max_num_batched_tokens)
+    length = min(max_model_len, engine.max_num_batched_tokens // sequences)
+    blocks = layout.blocks_for(length)
+    scheduled: list[Scheduled] = []
+    for index in range(min(sequences, num_blocks // blocks)):
+        own = list(range(index * blocks, (index + 1) * blocks))
+        scheduled.append(Scheduled(_dummy(index, [0] * length, own), 0, length, samples=True))
+    return StepPlan(tuple(scheduled))
+
+
+def _dummy(index: int, tokens: list[int], blocks: Rows[int]) -> Sequence:
+    params = SamplingParams(temperature=1.0, top_p=0.9)
+    return Sequence(f"measure-{index}", tokens, prompt_tokens=len(tokens), sampling=params, blocks=list(blocks))
