@@ -1,0 +1,269 @@
+"""What both clients share, without I/O: how a call becomes an HTTP request, and what an answer or a failure means.
+
+`Client` and `AsyncClient` send and wait; every decision is here or in `hetserve.retries`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from hetserve._version import __version__
+from hetserve.errors import APIError, ConnectionFailed, InvalidResponse, StreamError, TimedOut, status_error_type
+from hetserve.parsing import Json, parse_object
+from hetserve.retries import Retries, may_retry, retry_after_s
+from hetserve.types import Health
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=30.0)
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds; None waits for ever.
+
+    `connect_s` is for reaching the server, `read_s` for each silence of its, `total_s` for the whole call, retries
+    included. `total_s` is looked at whenever bytes arrive: a server that says nothing at all is given up after `read_s`
+    or the rest of `total_s`, whichever is less.
+    """
+
+    connect_s: float | None = 5.0
+    read_s: float | None = 600.0
+    total_s: float | None = None
+
+    def httpx(self, remaining_s: float | None) -> httpx.Timeout:
+        """As httpx wants it, with at most `remaining_s` for any phase."""
+        return httpx.Timeout(
+            connect=_least(self.connect_s, remaining_s),
+            read=_least(self.read_s, remaining_s),
+            write=_least(self.read_s, remaining_s),
+            pool=_least(self.connect_s, remaining_s),
+        )
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request to the API."""
+
+    method: str
+    path: str
+    body: Mapping[str, Any] | None = None
+    trace: bool = False
+    retry_statuses: bool = True
+
+    def build(self, client: httpx.Client | httpx.AsyncClient, timeout: httpx.Timeout) -> httpx.Request:
+        headers = {"x-hetserve-trace": "1"} if self.trace else {}
+        if self.body is None:
+            return client.build_request(self.method, self.path, headers=headers, timeout=timeout)
+        content = json.dumps(self.body, ensure_ascii=False, allow_nan=False).encode()
+        headers["content-type"] = "application/json"
+        return client.build_request(self.method, self.path, content=content, headers=headers, timeout=timeout)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer that was read whole."""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    content: bytes
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+    @property
+    def request_id(self) -> str | None:
+        return self.headers.get("x-request-id")
+
+
+class Attempts:
+    """The tries of one call: after each, how long to wait before the next, or which error it was.
+
+    `clock` gives seconds on a monotonic clock, `draw` uniform numbers from [0, 1).
+    """
+
+    def __init__(self, call: Call, retries: Retries, timeouts: Timeouts, clock: Callable[[], float], draw: Callable[[], float]):
+        self._call = call
+        self._retries = retries
+        self._timeouts = timeouts
+        self._clock = clock
+        self._draw = draw
+        self._tried = 0
+        self._deadline_s = None if timeouts.total_s is None else clock() + timeouts.total_s
+
+    def remaining_s(self) -> float | None:
+        """Seconds left of `total_s`. Raises TimedOut when there are none."""
+        if self._deadline_s is None:
+            return None
+        left_s = self._deadline_s - self._clock()
+        if left_s <= 0:
+            raise TimedOut(f"{self._name}: no complete answer within {self._timeouts.total_s:g} s", "total")
+        return left_s
+
+    def request(self, client: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        self._tried += 1
+        return self._call.build(client, self._timeouts.httpx(self.remaining_s()))
+
+    def wants_retry(self, answer: Answer) -> float | None:
+        """Seconds to wait before trying again, or None to take this answer as it is."""
+        if answer.ok or not self._call.retry_statuses or not may_retry(answer.status, answer.headers):
+            return None
+        return self._wait(retry_after_s(answer.headers))
+
+    def after(self, error: httpx.TransportError) -> float:
+        """Seconds to wait before trying again. Raises the error's counterpart when there is no point."""
+        wait_s = self._wait(None)
+        if wait_s is None:
+            raise self.transport_error(error) from error
+        return wait_s
+
+    def transport_error(self, error: httpx.HTTPError | httpx.InvalidURL) -> APIError:
+        if isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout):
+            return TimedOut(f"{self._name}: no connection within {_seconds(self._timeouts.connect_s)}", "connect")
+        if isinstance(error, httpx.TimeoutException):
+            self.remaining_s()
+            return TimedOut(f"{self._name}: no answer within {_seconds(self._timeouts.read_s)}", "read")
+        return ConnectionFailed(f"{self._name}: {str(error) or type(error).__name__}")
+
+    def stream_error(self, error: httpx.HTTPError) -> APIError:
+        if isinstance(error, httpx.TimeoutException):
+            return self.transport_error(error)
+        return StreamError(f"{self._name}: the stream broke off: {str(error) or type(error).__name__}")
+
+    @property
+    def _name(self) -> str:
+        return f"{self._call.method} {self._call.path}"
+
+    def _wait(self, told_s: float | None) -> float | None:
+        wait_s = self._retries.delay_s(self._tried, told_s, self._draw())
+        if wait_s is None or self._deadline_s is None:
+            return wait_s
+        return wait_s if self._clock() + wait_s < self._deadline_s else None
+
+
+def base_url(url: str | None) -> httpx.URL:
+    """The server's root: `url`, else `HETSERVE_URL`, else the default port here. A trailing `/v1` is dropped.
+
+    Raises:
+        ValueError: not an http or https URL.
+    """
+    text = url or os.environ.get("HETSERVE_URL") or DEFAULT_URL
+    try:
+        parsed = httpx.URL(text.rstrip("/").removesuffix("/v1") + "/")
+    except httpx.InvalidURL as error:
+        raise ValueError(f"Got url = {text!r} but expected something like {DEFAULT_URL}: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"Got url = {text!r} but expected something like {DEFAULT_URL}")
+    return parsed
+
+
+def on_loopback(url: httpx.URL) -> bool:
+    return url.host in ("localhost", "::1") or url.host.startswith("127.")
+
+
+def default_headers(api_key: str | None) -> dict[str, str]:
+    """The key is `api_key`, else `HETSERVE_API_KEY`, else none."""
+    key = api_key or os.environ.get("HETSERVE_API_KEY")
+    headers = {"user-agent": f"hetserve/{__version__}", "accept": "application/json, text/event-stream"}
+    if key:
+        headers["authorization"] = f"Bearer {key}"
+    return headers
+
+
+def generation_body(model: str, fields: Mapping[str, Any], options: Mapping[str, Any], stream: bool) -> dict[str, Any]:
+    """The JSON of a completion or chat request. `extra` of the options is merged last."""
+    body: dict[str, Any] = {"model": model, **fields}
+    body.update((name, value) for name, value in options.items() if name != "extra" and value is not None)
+    if "logit_bias" in body:
+        body["logit_bias"] = {str(token): bias for token, bias in body["logit_bias"].items()}
+    if stream:
+        body.update(stream=True, stream_options={"include_usage": True})
+    body.update(options.get("extra") or {})
+    return body
+
+
+def answer(response: httpx.Response, content: bytes) -> Answer:
+    return Answer(response.status_code, response.reason_phrase, response.headers, content)
+
+
+def is_event_stream(response: httpx.Response) -> bool:
+    return response.is_success and response.headers.get("content-type", "").startswith("text/event-stream")
+
+
+def not_a_stream(answer: Answer) -> InvalidResponse:
+    return InvalidResponse(f"asked for a stream, got {answer.headers.get('content-type', 'no content type')}")
+
+
+def raise_for_status(answer: Answer) -> None:
+    """Raises the StatusError of an answer that is not a success."""
+    if answer.ok:
+        return
+    error = _error_object(answer)
+    text = answer.content[:200].decode(errors="replace")
+    raise status_error_type(answer.status)(
+        str(error.get("message") or text or answer.reason),
+        status=answer.status,
+        code=_text(error.get("code")),
+        param=_text(error.get("param")),
+        kind=_text(error.get("type")),
+        request_id=answer.request_id,
+        retry_after_s=retry_after_s(answer.headers),
+    )
+
+
+def error_in_stream(data: Json, request_id: str | None) -> StreamError | None:
+    """The error that an event carries instead of a chunk."""
+    error = data.get("error")
+    if error is None:
+        return None
+    if not isinstance(error, Mapping):
+        return StreamError(str(error), request_id=request_id)
+    return StreamError(str(error.get("message")), code=_text(error.get("code")), request_id=request_id)
+
+
+def health(answer: Answer) -> Health:
+    """What /health said. 503 is an answer here; other errors raise as everywhere."""
+    if answer.status != 503:
+        raise_for_status(answer)
+        return Health(ok=True, status="ok")
+    try:
+        data = parse_object(answer.content, "health report")
+    except InvalidResponse as error:
+        return Health(ok=False, status="unavailable", reasons=(str(error),))
+    reasons = data.get("reasons") or _error_object(answer).get("message") or "the server says that it is unavailable"
+    listed = tuple(str(reason) for reason in reasons) if isinstance(reasons, list) else (str(reasons),)
+    return Health(ok=False, status="unavailable", reasons=listed)
+
+
+def only_model(ids: tuple[str, ...]) -> str:
+    """The model to use when the caller names none. Raises InvalidResponse when the server has none."""
+    if not ids:
+        raise InvalidResponse("the server lists no model")
+    return ids[0]
+
+
+def _error_object(answer: Answer) -> dict[str, Any]:
+    try:
+        error = parse_object(answer.content, "error").get("error")
+    except InvalidResponse:
+        return {}
+    return error if isinstance(error, dict) else {}
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _least(limit_s: float | None, remaining_s: float | None) -> float | None:
+    return min((s for s in (limit_s, remaining_s) if s is not None), default=None)
+
+
+def _seconds(limit_s: float | None) -> str:
+    return "the time allowed" if limit_s is None else f"{limit_s:g} s"

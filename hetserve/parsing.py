@@ -1,0 +1,220 @@
+"""JSON to the dataclasses of `hetserve.types`. Pure; anything that does not fit raises InvalidResponse.
+
+Unknown fields are let through, so that an older client understands a newer server.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from hetserve.errors import InvalidResponse
+from hetserve.types import (
+    Choice,
+    Chunk,
+    Completion,
+    Instance,
+    InstanceLoad,
+    Model,
+    RequestRecord,
+    Tokenization,
+    TokenLogprob,
+    TopLogprob,
+    Trace,
+    Usage,
+)
+
+Json = Mapping[str, Any]
+
+
+@contextmanager
+def promised(what: str) -> Iterator[None]:
+    """Turns the errors of taking apart a wrong shape into one that says what was being read."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InvalidResponse(f"the server's {what} is not in the API's shape: {type(error).__name__} {error}") from error
+
+
+def parse_object(data: bytes | str, what: str) -> dict[str, Any]:
+    """A JSON object. Raises InvalidResponse."""
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise InvalidResponse(f"the server's {what} is not JSON: {data[:80]!r}") from error
+    if not isinstance(value, dict):
+        raise InvalidResponse(f"the server's {what} is a JSON {type(value).__name__}, not an object")
+    return value
+
+
+def completion(data: Json, request_id: str | None = None) -> Completion:
+    with promised("completion"):
+        return Completion(
+            id=str(data["id"]),
+            model=str(data["model"]),
+            created=int(data["created"]),
+            choices=tuple(_choice(item) for item in data["choices"]),
+            usage=_usage(data.get("usage")),
+            trace=_trace(data.get("hetserve")),
+            request_id=request_id,
+        )
+
+
+def chunk(data: Json) -> Chunk:
+    with promised("stream chunk"):
+        return Chunk(
+            id=str(data["id"]),
+            model=str(data["model"]),
+            created=int(data["created"]),
+            choices=tuple(_choice(item) for item in data["choices"]),
+            usage=_usage(data.get("usage")),
+            trace=_trace(data.get("hetserve")),
+        )
+
+
+def models(data: Json) -> tuple[Model, ...]:
+    with promised("list of models"):
+        return tuple(
+            Model(str(m["id"]), int(m.get("created") or 0), str(m.get("owned_by") or ""), _int(m.get("max_model_len")))
+            for m in data["data"]
+        )
+
+
+def tokenization(data: Json) -> Tokenization:
+    with promised("tokenization"):
+        tokens = _ids(data["tokens"])
+        return Tokenization(tokens, int(data.get("count", len(tokens))), _int(data.get("max_model_len")))
+
+
+def instances(data: Json) -> tuple[Instance, ...]:
+    with promised("list of instances"):
+        return tuple(_instance(item) for item in data["instances"])
+
+
+def requests(data: Json) -> tuple[RequestRecord, ...]:
+    with promised("list of requests"):
+        return tuple(_record(item) for item in data["requests"])
+
+
+def _choice(data: Json) -> Choice:
+    """A choice of either endpoint, whole (`text`, `message`) or a piece (`text`, `delta`)."""
+    message = data.get("message") or data.get("delta")
+    text = data.get("text") if message is None else message.get("content")
+    return Choice(
+        index=int(data["index"]),
+        text=text or "",
+        finish_reason=data.get("finish_reason"),
+        role=message.get("role") if message else None,
+        logprobs=_logprobs(data.get("logprobs")),
+        token_ids=_ids(data["token_ids"]) if data.get("token_ids") is not None else None,
+        prompt_token_ids=_ids(data["prompt_token_ids"]) if data.get("prompt_token_ids") is not None else None,
+        stop_reason=data.get("stop_reason"),
+    )
+
+
+def _usage(data: Json | None) -> Usage | None:
+    if data is None:
+        return None
+    details = data.get("prompt_tokens_details") or {}
+    return Usage(
+        prompt_tokens=int(data["prompt_tokens"]),
+        completion_tokens=int(data.get("completion_tokens") or 0),
+        total_tokens=int(data["total_tokens"]),
+        cached_tokens=int(details.get("cached_tokens") or 0),
+    )
+
+
+def _trace(data: Json | Sequence[Json] | None) -> Trace | None:
+    if isinstance(data, Sequence):
+        data = data[0] if data else None
+    if data is None:
+        return None
+    return Trace(
+        prefill=data.get("prefill"),
+        decode=data.get("decode"),
+        kv_bytes=int(data.get("kv_bytes") or 0),
+        cached_tokens=int(data.get("cached_tokens") or 0),
+        ttft_s=_float(data.get("ttft_s")),
+        tpot_s=_float(data.get("tpot_s")),
+        raw=data,
+    )
+
+
+def _logprobs(data: Json | None) -> tuple[TokenLogprob, ...] | None:
+    if data is None:
+        return None
+    if "content" in data:
+        return tuple(
+            TokenLogprob(
+                token=str(item["token"]),
+                logprob=_float(item["logprob"]),
+                top=tuple(
+                    TopLogprob(str(t["token"]), float(t["logprob"]), _bytes(t.get("bytes")))
+                    for t in item.get("top_logprobs") or ()
+                ),
+                bytes=_bytes(item.get("bytes")),
+            )
+            for item in data["content"] or ()
+        )
+    count = len(data["tokens"])
+    tops = data.get("top_logprobs") or [None] * count
+    offsets = data.get("text_offset") or [None] * count
+    return tuple(
+        TokenLogprob(
+            token=str(token),
+            logprob=_float(logprob),
+            top=tuple(TopLogprob(str(t), float(p)) for t, p in sorted((top or {}).items(), key=lambda pair: -pair[1])),
+            text_offset=_int(offset),
+        )
+        for token, logprob, top, offset in zip(data["tokens"], data["token_logprobs"], tops, offsets, strict=True)
+    )
+
+
+def _instance(data: Json) -> Instance:
+    load = data.get("load") or {}
+    return Instance(
+        name=str(data["name"]),
+        role=str(data["role"]),
+        accelerator=str(data.get("accelerator") or ""),
+        incarnation=int(data.get("incarnation") or 0),
+        state=str(data.get("state") or ""),
+        node=str(data.get("node") or ""),
+        last_seen_s=_float(data.get("last_seen_s")),
+        total_blocks=int(data.get("total_blocks") or 0),
+        load=InstanceLoad(**{name: int(load.get(name) or 0) for name in InstanceLoad.__dataclass_fields__}),
+        raw=data,
+    )
+
+
+def _record(data: Json) -> RequestRecord:
+    return RequestRecord(
+        id=str(data["id"]),
+        prefill=data.get("prefill"),
+        decode=data.get("decode"),
+        kv_bytes=int(data.get("kv_bytes") or 0),
+        cached_tokens=int(data.get("cached_tokens") or 0),
+        prompt_tokens=int(data.get("prompt_tokens") or 0),
+        completion_tokens=int(data.get("completion_tokens") or 0),
+        ttft_s=_float(data.get("ttft_s")),
+        tpot_s=_float(data.get("tpot_s")),
+        outcome=str(data.get("outcome") or ""),
+        raw=data,
+    )
+
+
+def _ids(value: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(int(token) for token in value)
+
+
+def _bytes(value: Sequence[int] | None) -> bytes | None:
+    return None if value is None else bytes(value)
+
+
+def _float(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _int(value: Any) -> int | None:
+    return None if value is None else int(value)
