@@ -50,7 +50,6 @@ class Outbound:
         self._frames = 0
         self._digest = SessionDigest()
 
-    @property
     def has_next(self) -> bool:
         """Whether a frame can leave now."""
         return not self._begun or bool(self._waiting) or (self._tail is not None and not self._finished)
@@ -69,20 +68,23 @@ class Outbound:
         """Queue what is within the grant and has not been pushed before; pushing twice is harmless.
 
         Raises:
-            ValueError: no such layer, a negative range, tokens beyond `blocks`, or `finish` came before.
+            ValueError: no such layer, a negative range, tokens beyond `blocks`, blocks that are not those of an earlier
+                push (the engine took them back: what waits here would be read from somebody else's), or after `finish`.
         """
         if not 0 <= layer < len(self._layout.layers) or start < 0 or count < 0:
             raise ValueError(f"Got {layer = }, {start = }, {count = } but expected one of {len(self._layout.layers)} layers")
-        gaps = self._coverage.missing(layer, start, start + count)
-        if not gaps:
+        stop = min(start + count, self._coverage.num_tokens)
+        if stop <= max(start, self._coverage.first_token):
             return
-        if self._tail is not None:
+        first, needed = start // self._layout.block_size, self._layout.blocks_for(stop)
+        if needed > len(self._source):
+            raise ValueError(f"Got tokens up to {stop} but expected them within {len(self._source)} blocks")
+        self.blocks.extend(self._source[len(self.blocks) : needed])
+        if list(self._source[first:needed]) != self.blocks[first:needed]:
+            raise ValueError(f"Got a push of attempt {self.attempt} whose blocks have changed; abort before taking blocks back")
+        gaps = self._coverage.missing(layer, start, stop)
+        if gaps and self._tail is not None:
             raise ValueError(f"Got a push of attempt {self.attempt} after its finish")
-        needed = self._layout.blocks_for(gaps[-1][1])
-        if needed > len(self.blocks):
-            if needed > len(self._source):
-                raise ValueError(f"Got tokens up to {gaps[-1][1]} but expected them within {len(self._source)} blocks")
-            self.blocks.extend(self._source[len(self.blocks) : needed])
         for low, high in gaps:
             self._coverage.add(layer, low, high)
             self._queue(layer, low, high, fence)

@@ -36,7 +36,7 @@ MIN_SECRET_BYTES = 16
 MAX_HANDSHAKE_BYTES = 64 * 1024
 FIELDS = ("magic", "version", "secret", "fingerprint", "dtype", "layers", "incarnation", "protocol")
 
-_PREFIX = struct.Struct("<4sHBxI")
+_PREFIX = struct.Struct("<4sHBBI")  # magic, version, step, zero, length
 _NONCE_BYTES = 32
 _PROOF_BYTES = 32
 
@@ -157,7 +157,7 @@ class Handshake:
         """The body of the peer's next message. Raises HandshakeRefused if it is not `step`."""
         prefix = bytearray(_PREFIX.size)
         connection.recv_into(memoryview(prefix))
-        magic, version, found, length = _PREFIX.unpack(prefix)
+        magic, version, found, zero, length = _PREFIX.unpack(prefix)
         if magic != MAGIC:
             _refuse(connection, "magic", "the peer does not speak this protocol")
         if length > MAX_HANDSHAKE_BYTES:
@@ -169,13 +169,13 @@ class Handshake:
             _refuse(connection, "version", f"version {PROTOCOL_VERSION} here, {version} there")
         if found == _Step.REFUSE:
             raise _refusal(bytes(body))
-        if found != step or not least <= length <= most:
+        if found != step or zero or not least <= length <= most:
             _refuse(connection, "protocol", f"Got handshake message {found} of {length} bytes but expected {step.name}")
         return bytes(body)
 
 
 def _send(connection: Connection, step: _Step, body: bytes) -> None:
-    connection.send([_PREFIX.pack(MAGIC, PROTOCOL_VERSION, step, len(body)) + body])
+    connection.send([_PREFIX.pack(MAGIC, PROTOCOL_VERSION, step, 0, len(body)) + body])
 
 
 def _refuse(connection: Connection, field: str, message: str) -> NoReturn:

@@ -75,26 +75,23 @@ class ReceiveLink:
         payload = self._staging[: header.length]
         self._connection.recv_into(payload)
         found = self._grants.get(header.grant)
-        if header.kind is Kind.BEGIN:
-            self._begin(header, payload, found)
-        elif found is None or not found.belongs_to(self):
+        if header.grant in self._refused or found is None or not (found.belongs_to(self) or header.kind is Kind.BEGIN):
             if header.kind is not Kind.ABORT:
-                self._refuse(header.grant)
+                self._refuse(header.grant, TransferAborted(f"grant {header.grant} is not open to this sender"))
+        elif header.kind is Kind.BEGIN:
+            self._begin(header, payload, found)
         else:
             self._continue(header, payload, found)
 
-    def _begin(self, header: Header, payload: memoryview, found: InboundGrant | None) -> None:
+    def _begin(self, header: Header, payload: memoryview, found: InboundGrant) -> None:
         try:
             check_payload(header, payload, self._peer.recv_seed)
-            begin = unpack_body(payload, Begin)
-            if found is None:
-                raise TransferAborted(f"grant {header.grant} is not open")
-            found.begin(header, self._header, begin, self)
+            found.begin(header, self._header, unpack_body(payload, Begin), self)
         except TransferError as error:
-            if found is not None and found.belongs_to(self):
+            if found.belongs_to(self):
                 self._grants.fail(found, error)
             else:
-                self.abort(header.grant, error)
+                self._refuse(header.grant, error)
 
     def _continue(self, header: Header, payload: memoryview, found: InboundGrant) -> None:
         try:
@@ -116,14 +113,15 @@ class ReceiveLink:
             _log.exception("cannot store KV of attempt %s", found.attempt)
             self._grants.fail(found, TransferError(f"the receiver cannot store: {error!r}"))
 
-    def _refuse(self, grant: int) -> None:
-        """Answer frames of a grant that is not this sender's: the first of them."""
+    def _refuse(self, grant: int, error: TransferError) -> None:
+        """Answer the first frame of a grant that is not this sender's. What has been refused stays refused on this connection:
+        its sender has been told that the session is over."""
         if grant in self._refused:
             return
         self._refused[grant] = None
         if len(self._refused) > _REMEMBERED_REFUSALS:
             self._refused.popitem(last=False)
-        self.abort(grant, TransferAborted(f"grant {grant} is not open to this sender"))
+        self.abort(grant, error)
 
     def _reply(self, kind: Kind, grant: int, payload: bytes) -> None:
         with self._reply_lock:

@@ -105,16 +105,10 @@ class SendLink:
 
     def push(self, session: LinkSession, layer: int, start: int, count: int) -> None:
         fence = self._store.fence()
-        with self._changed:
-            if not session.ended:
-                session.outbound.push(layer, start, count, fence)
-                self._make_ready(session)
+        self._change(session, lambda outbound: outbound.push(layer, start, count, fence))
 
     def finish(self, session: LinkSession, tail: bytes) -> None:
-        with self._changed:
-            if not session.ended:
-                session.outbound.finish(tail)
-                self._make_ready(session)
+        self._change(session, lambda outbound: outbound.finish(tail))
 
     def abort(self, session: LinkSession, error: TransferError) -> bool:
         """End it without an event. Once this returns, the store is no more read for it. False if it had ended."""
@@ -244,7 +238,7 @@ class SendLink:
             self._fail(session, HandshakeRefused(message, "incarnation"))
             return
         with self._changed:
-            if session.ended or self._connection is not connection or not session.outbound.has_next:
+            if session.ended or self._connection is not connection or not session.outbound.has_next():
                 self._make_ready(session)
                 return
             session.bound = True
@@ -259,7 +253,7 @@ class SendLink:
             return
         connection.send([header, payload])
         with self._changed:
-            waits = session.outbound.has_next or session.outbound.finished
+            waits = session.outbound.has_next() or session.outbound.finished
             session.expires_s = self._clock.now() + session.lease_s if waits else None
             self._make_ready(session)
 
@@ -354,6 +348,16 @@ class SendLink:
 
     # --- endings ------------------------------------------------------------------------------------------------------
 
+    def _change(self, session: LinkSession, change: Callable[[Outbound], None]) -> None:
+        """Apply a change to a live session; one that cannot be right fails the session."""
+        try:
+            with self._changed:
+                if not session.ended:
+                    change(session.outbound)
+                    self._make_ready(session)
+        except ValueError as error:
+            self._fail(session, TransferError(str(error)))
+
     def _fail(self, session: LinkSession, error: TransferError) -> None:
         if self.abort(session, error):
             self._on_event(SendFailed(session.outbound.attempt, error))
@@ -389,7 +393,7 @@ class SendLink:
 
     def _make_ready(self, session: LinkSession) -> None:
         """With the lock held: give it a turn if it has something to send."""
-        if session.ended or not session.outbound.has_next:
+        if session.ended or not session.outbound.has_next():
             return
         if session.expires_s is None:
             session.expires_s = self._clock.now() + session.lease_s

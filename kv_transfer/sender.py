@@ -22,9 +22,11 @@ _log = logging.getLogger(__name__)
 
 
 class SendSession:
-    """One attempt's KV on its way into one grant. Thread-safe; no method waits for the network.
+    """One attempt's KV on its way into one grant. Thread-safe; no method waits for the network, and none raises.
 
-    Once the session has ended, `push` and `finish` do nothing: the event has told the worker, or is about to.
+    A call that cannot be right (tokens beyond the sequence's blocks, a finish before everything was pushed) fails the
+    session with `SendFailed`, from the calling thread, and nothing else. Once the session has ended, `push` and `finish` do
+    nothing: the event has told the worker, or is about to.
     """
 
     def __init__(self, link: SendLink, session: LinkSession, sweeper: Sweeper) -> None:
@@ -46,20 +48,12 @@ class SendSession:
 
     def push(self, layer: int, start: int, count: int) -> None:
         """Tokens `[start, start + count)` of `layer` are in the store (on CUDA: enqueued on the current stream) and must
-        stay there until the session ends. Tokens outside the grant, or pushed before, are skipped; any order will do.
-
-        Raises:
-            ValueError: no such layer, or tokens beyond the sequence's blocks.
-        """
+        stay there until the session ends. Tokens outside the grant, or pushed before, are skipped; any order will do."""
         self._link.push(self._session, layer, start, count)
         self._sweeper.wake_within(self._session.lease_s)
 
     def finish(self, tail: bytes) -> None:
-        """Everything has been pushed; `tail` (at most 32 KiB) goes to the receiving worker with the commit.
-
-        Raises:
-            ValueError: something has not been pushed, the tail is too long, or a second finish.
-        """
+        """Everything has been pushed; `tail` (at most 32 KiB) goes to the receiving worker with the commit."""
         self._link.finish(self._session, tail)
         self._sweeper.wake_within(self._session.lease_s)
 

@@ -1,0 +1,117 @@
+"""The sending queue: what is pushed leaves once, in few pieces, from the blocks it was pushed from."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.layout import LayerShape
+from kv_transfer.frames import PIECE_BYTES, Kind
+from kv_transfer.outbound import Outbound, Piece
+from tests.kv_transfer.rig import layout
+
+LAYERS = 3
+
+
+def drain(outbound: Outbound) -> list[tuple[int, int, int]]:
+    pieces = []
+    while outbound.has_next():
+        frame = outbound.next_frame()
+        if isinstance(frame, Piece):
+            pieces.append((frame.layer, frame.start, frame.start + frame.count))
+    return pieces
+
+
+def make(first: int = 0, stop: int = 16, blocks: list[int] | None = None) -> Outbound:
+    return Outbound(layout(4), "attempt", 1, [4, 3, 2, 1] if blocks is None else blocks, first, stop)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, LAYERS - 1), st.integers(0, 16), st.integers(0, 16), st.booleans()), max_size=30),
+    st.integers(0, 16),
+    st.integers(0, 16),
+)
+def test_each_pushed_token_of_the_grant_leaves_exactly_once(
+    pushes: list[tuple[int, int, int, bool]], one: int, other: int
+) -> None:
+    first, stop = sorted((one, other))
+    outbound, left, wanted = make(first, stop), [], set()
+    for layer, start, count, drains in pushes:
+        count = min(count, 16 - start)
+        outbound.push(layer, start, count, None)
+        wanted |= {(layer, token) for token in range(max(start, first), min(start + count, stop))}
+        if drains:
+            left += drain(outbound)
+    left += drain(outbound)
+    tokens = [(layer, token) for layer, low, high in left for token in range(low, high)]
+    assert len(tokens) == len(set(tokens))
+    assert set(tokens) == wanted
+
+
+def test_adjacent_pushes_that_wait_leave_as_one_piece_per_layer() -> None:
+    outbound = make()
+    for start in range(0, 16, 2):
+        for layer in range(LAYERS):
+            outbound.push(layer, start, 2, None)
+    assert drain(outbound) == [(layer, 0, 16) for layer in range(LAYERS)]
+
+
+def test_large_pushes_leave_in_pieces_of_a_mebibyte() -> None:
+    shape = layout(16, shapes=[LayerShape(8, 128, 128)])
+    outbound = Outbound(shape, "attempt", 1, list(range(100)), 0, 1000)
+    outbound.push(0, 0, 1000, None)
+    pieces = drain(outbound)
+    most = PIECE_BYTES // shape.layer_bytes_per_token(0)
+    assert pieces == [(0, at, min(at + most, 1000)) for at in range(0, 1000, most)]
+
+
+def test_begin_is_first_and_finish_last() -> None:
+    outbound = make(0, 4)
+    for layer in range(LAYERS):
+        outbound.push(layer, 0, 4, None)
+    outbound.finish(b"")
+    kinds = [frame[0] if isinstance(frame := outbound.next_frame(), tuple) else Kind.DATA for _ in range(LAYERS + 2)]
+    assert kinds == [Kind.BEGIN, *[Kind.DATA] * LAYERS, Kind.FINISH]
+    assert not outbound.has_next()
+
+
+def test_blocks_that_come_later_are_taken_over_at_the_push_that_needs_them() -> None:
+    blocks = [9]
+    outbound = make(0, 16, blocks)
+    outbound.push(0, 0, 4, None)
+    with pytest.raises(ValueError, match="within 1 blocks"):
+        outbound.push(0, 4, 4, None)
+    blocks.append(7)
+    outbound.push(0, 4, 4, None)
+    assert outbound.blocks == [9, 7]
+
+
+def test_a_push_from_blocks_that_changed_is_refused_even_if_its_tokens_were_pushed() -> None:
+    blocks = [9, 7]
+    outbound = make(0, 8, blocks)
+    outbound.push(0, 0, 8, None)
+    blocks[:] = [3, 7]
+    with pytest.raises(ValueError, match="changed"):
+        outbound.push(0, 0, 8, None)
+
+
+def test_finish_needs_every_token_once_and_comes_once() -> None:
+    outbound = make(0, 4)
+    outbound.push(0, 0, 4, None)
+    with pytest.raises(ValueError, match="8 rows were not pushed"):
+        outbound.finish(b"")
+    for layer in range(LAYERS):
+        outbound.push(layer, 0, 4, None)
+    with pytest.raises(ValueError, match="tail"):
+        outbound.finish(bytes(100_000))
+    outbound.finish(b"")
+    with pytest.raises(ValueError, match="second"):
+        outbound.finish(b"")
+    outbound.push(0, 0, 4, None)  # harmless: it is on its way already
+
+
+@pytest.mark.parametrize(("layer", "start", "count"), [(-1, 0, 1), (LAYERS, 0, 1), (0, -1, 2), (0, 0, -1)])
+def test_impossible_pushes_are_refused(layer: int, start: int, count: int) -> None:
+    with pytest.raises(ValueError, match="expected one of"):
+        make().push(layer, start, count, None)

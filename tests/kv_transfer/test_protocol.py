@@ -1,0 +1,233 @@
+"""The handshake: no secret, no connection; no match, no connection; and both sides know why."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.errors import HandshakeRefused, TransferError
+from core.layout import LayerShape
+from kv_transfer import protocol
+from kv_transfer.protocol import MAGIC, MAX_HANDSHAKE_BYTES, PROTOCOL_VERSION, Handshake, Identity, Peer
+from kv_transfer.transport import Connection
+from kv_transfer.transports.fault import FaultTransport, FlipBit, Message
+from kv_transfer.transports.inproc import InprocTransport
+from tests.kv_transfer.rig import SECRET, SHAPES, ScriptedConnection, layout
+
+IDENTITY = Identity("model-a", layout(4), 1)
+Outcome = Peer | TransferError
+
+
+def outcome(step: Callable[[Connection], Peer], connection: Connection) -> Outcome:
+    try:
+        return step(connection)
+    except TransferError as error:
+        connection.close()
+        return error
+
+
+def shake(dialler: Handshake, listener: Handshake, transport: FaultTransport | None = None) -> tuple[Outcome, Outcome]:
+    """Both sides' outcomes, dialler's first."""
+    wires = transport or InprocTransport()
+    listening = wires.listen()
+    near = wires.connect(listening.endpoint)
+    far = listening.accept()
+    answers: list[Outcome] = []
+    thread = threading.Thread(target=lambda: answers.append(outcome(listener.answer, far)))
+    thread.start()
+    mine = outcome(dialler.dial, near)
+    thread.join(20)
+    near.close()
+    far.close()
+    listening.close()
+    return mine, answers[0]
+
+
+def test_two_of_one_cluster_know_each_other_and_share_seeds() -> None:
+    other = Identity("model-a", layout(16), 7)
+    mine, theirs = shake(Handshake(IDENTITY, SECRET), Handshake(other, SECRET))
+    assert isinstance(mine, Peer)
+    assert isinstance(theirs, Peer)
+    assert (mine.identity, theirs.identity) == (other, IDENTITY)
+    assert (mine.send_seed, mine.recv_seed) == (theirs.recv_seed, theirs.send_seed)
+    assert mine.send_seed != mine.recv_seed
+
+
+def test_each_connection_has_its_own_seeds() -> None:
+    seeds = set()
+    for _ in range(5):
+        peer, _ = shake(Handshake(IDENTITY, SECRET), Handshake(IDENTITY, SECRET))
+        assert isinstance(peer, Peer)
+        seeds |= {peer.send_seed, peer.recv_seed}
+    assert len(seeds) == 10
+
+
+@pytest.mark.parametrize(
+    ("field", "other"),
+    [
+        ("fingerprint", Identity("model-b", layout(4), 1)),
+        ("dtype", Identity("model-a", layout(4, dtype="float16"), 1)),
+        ("layers", Identity("model-a", layout(4, shapes=SHAPES[:2]), 1)),
+        ("layers", Identity("model-a", layout(4, shapes=[*SHAPES[:2], LayerShape(2, 2, 2)]), 1)),
+    ],
+)
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_peer_that_differs_is_refused_by_name_on_both_sides(field: str, other: Identity, swap: bool) -> None:
+    sides = [Handshake(IDENTITY, SECRET), Handshake(other, SECRET)]
+    if swap:
+        sides.reverse()
+    for refused in shake(*sides):
+        assert isinstance(refused, HandshakeRefused)
+        assert refused.field == field
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_another_secret_is_refused_on_both_sides_and_tells_nothing_of_the_model(swap: bool) -> None:
+    sides = [Handshake(IDENTITY, SECRET), Handshake(IDENTITY, SECRET + b"!")]
+    if swap:
+        sides.reverse()
+    for refused in shake(*sides):
+        assert isinstance(refused, HandshakeRefused)
+        assert refused.field == "secret"
+        assert "model-a" not in str(refused)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("dialled", [True, False])
+def test_every_flipped_bit_of_every_message_is_refused_or_breaks_the_connection(index: int, dialled: bool) -> None:
+    sizes: list[int] = []
+
+    def run(bit: int | None) -> tuple[Outcome, Outcome]:
+        def plan(message: Message) -> FlipBit | None:
+            # Number 0 is the dialler's connection, 1 the listener's.
+            if message.dialled != dialled or message.index != index:
+                return None
+            sizes.append(message.size_bytes)
+            return None if bit is None else FlipBit(bit)
+
+        return shake(Handshake(IDENTITY, SECRET), Handshake(IDENTITY, SECRET), FaultTransport(InprocTransport(), plan))
+
+    assert all(isinstance(side, Peer) for side in run(None))
+    step = 5 if sizes[0] > 60 else 1
+    for bit in range(0, sizes[0] * 8, step):
+        # A length that grows makes an honest reader wait for more; the receiver's timer ends that.
+        if bit // 8 in range(8, 12):
+            continue
+        assert not all(isinstance(side, Peer) for side in run(bit)), f"bit {bit} went unnoticed"
+
+
+def prefixed(step: int, body: bytes, magic: bytes = MAGIC, version: int = PROTOCOL_VERSION, length: int | None = None) -> bytes:
+    return struct.pack("<4sHBxI", magic, version, step, len(body) if length is None else length) + body
+
+
+@pytest.mark.parametrize(
+    ("field", "stream"),
+    [
+        ("magic", b"GET / HTTP/1.1\r\n\r\n"),
+        ("version", prefixed(1, bytes(32), version=PROTOCOL_VERSION + 1)),
+        ("protocol", prefixed(3, bytes(32))),
+        ("protocol", prefixed(1, bytes(31))),
+        ("protocol", prefixed(1, b"", length=MAX_HANDSHAKE_BYTES + 1)),
+        ("protocol", prefixed(5, b"\xc1")),
+    ],
+)
+def test_strangers_are_refused_by_name_and_told_so(field: str, stream: bytes) -> None:
+    connection = ScriptedConnection(stream)
+    with pytest.raises(HandshakeRefused) as refused:
+        Handshake(IDENTITY, SECRET).answer(connection)
+    assert refused.value.field == field
+    if connection.sent:
+        told = ScriptedConnection(connection.sent[-1])
+        with pytest.raises(HandshakeRefused) as heard:
+            Handshake(IDENTITY, SECRET).dial(told)
+        assert heard.value.field == field
+
+
+def test_a_peer_of_another_version_hears_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = Handshake(IDENTITY, SECRET)
+    wires = InprocTransport()
+    listening = wires.listen()
+    near = wires.connect(listening.endpoint)
+    near.send([prefixed(1, bytes(32), version=PROTOCOL_VERSION + 1)])
+    with pytest.raises(HandshakeRefused, match="version"):
+        old.answer(listening.accept())
+    monkeypatch.setattr(protocol, "PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
+    with pytest.raises(HandshakeRefused) as refused:
+        Handshake._expect(near, protocol._Step.CHALLENGE, 64, 64)
+    assert refused.value.field == "version"
+    near.close()
+    listening.close()
+
+
+def test_a_proof_cannot_be_reflected() -> None:
+    """A stranger without the secret who answers a dialler with that dialler's own words gets nowhere."""
+    nonce = bytes(range(32))
+    echo = ScriptedConnection(prefixed(2, nonce + nonce))
+    with pytest.raises(HandshakeRefused) as refused:
+        Handshake(IDENTITY, SECRET, lambda size: nonce).dial(echo)
+    assert refused.value.field == "secret"
+
+
+def test_a_recorded_conversation_does_not_open_a_second_connection() -> None:
+    recorded: list[bytes] = []
+
+    honest, listener = Handshake(IDENTITY, SECRET, lambda size: b"d" * size), Handshake(IDENTITY, SECRET)
+    wires = InprocTransport()
+    listening = wires.listen()
+    near = wires.connect(listening.endpoint)
+    far = listening.accept()
+
+    class Tap:
+        def send(self, parts: list[bytes], *, wait: bool = True) -> None:
+            recorded.append(b"".join(parts))
+            near.send(parts, wait=wait)
+
+        def recv_into(self, view: memoryview) -> None:
+            near.recv_into(view)
+
+        def close(self) -> None:
+            near.close()
+
+    thread = threading.Thread(target=lambda: outcome(listener.answer, far))
+    thread.start()
+    honest.dial(Tap())  # type: ignore[arg-type]
+    thread.join(20)
+    with pytest.raises(HandshakeRefused) as refused:
+        listener.answer(ScriptedConnection(b"".join(recorded)))
+    assert refused.value.field == "secret"
+    near.close()
+    far.close()
+    listening.close()
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=300))
+def test_random_bytes_are_refused_and_never_crash(stream: bytes) -> None:
+    for step in (Handshake(IDENTITY, SECRET).answer, Handshake(IDENTITY, SECRET).dial):
+        with pytest.raises(TransferError):
+            step(ScriptedConnection(stream))
+
+
+@given(st.recursive(st.none() | st.integers() | st.text() | st.binary(), lambda inner: st.lists(inner), max_leaves=20))
+def test_an_identity_that_is_not_one_is_refused_though_its_proof_is_right(body: object) -> None:
+    try:
+        packed = msgspec.msgpack.encode(body)
+    except OverflowError:
+        return
+    listener = Handshake(IDENTITY, SECRET, lambda size: b"l" * size)
+    proof = listener._proof(b"dial", b"d" * 32 + b"l" * 32, packed)
+    with pytest.raises(HandshakeRefused) as refused:
+        listener.answer(ScriptedConnection(prefixed(1, b"d" * 32) + prefixed(3, proof + packed)))
+    assert refused.value.field == "protocol"
+
+
+@pytest.mark.parametrize("secret", [b"", b"short"])
+def test_a_side_without_a_real_secret_does_not_start(secret: bytes) -> None:
+    with pytest.raises(ValueError, match="secret"):
+        Handshake(IDENTITY, secret)
