@@ -1,0 +1,136 @@
+"""The Ray actors: a process around an instance, and a process around the gateway. Nothing of theirs is on a request's path.
+
+Each class of calls has threads of its own, so that a question about health is never queued behind a model that loads or
+behind `wait`, which lasts as long as the actor does its work:
+
+    life      start, wait
+    control   ping, connect, drain, stop, invariants
+
+Actors never restart by themselves (`max_restarts=0`): the controller replaces them, with a higher incarnation.
+What an actor holds is named by an import path (`module:attribute`), so that importing it happens, and is timed, in the actor.
+
+Neighbours: `cluster.fleet` makes and calls them; `cluster.instance` and `cluster.gateway_process` are what they hold.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+import ray
+
+from cluster.gateway_process import GatewayReport, GatewaySpec
+from cluster.spec import InstanceReport, InstanceSpec
+from core.errors import ConfigError
+from core.messages import Address
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+GROUPS = {"life": 2, "control": 4}
+
+
+class Held(Protocol):
+    """What both kinds of actor hold: `cluster.instance.Instance` or `cluster.gateway_process.GatewayProcess`.
+
+    All methods may be called from any thread; `wait` returns once stopped and raises when what it waits for died.
+    """
+
+    def start(self) -> InstanceReport | GatewayReport: ...
+
+    def wait(self) -> None: ...
+
+    def connect(self, gateways: Iterable[Address]) -> None: ...
+
+    def drain(self, timeout_s: float) -> bool: ...
+
+    def stop(self) -> None: ...
+
+    def invariants(self) -> list[str]: ...
+
+
+def resolve(path: str) -> Callable[[InstanceSpec | GatewaySpec], Held]:
+    """The factory that `module:attribute` names. Raises ConfigError when there is none."""
+    module, _, attribute = path.partition(":")
+    try:
+        factory: Callable[[InstanceSpec | GatewaySpec], Held] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"cannot import {path}: {error}") from error
+    return factory
+
+
+def _group(name: str) -> Callable[[Method], Method]:
+    def assign(method: Method) -> Method:
+        grouped: Method = ray.method(concurrency_group=name)(method)
+        return grouped
+
+    return assign
+
+
+class _Holder:
+    """The calls that both kinds of actor answer, passed on to what they hold."""
+
+    def __init__(self, factory: str, spec: InstanceSpec | GatewaySpec) -> None:
+        self._factory = factory
+        self._spec = spec
+        self._held: Held | None = None
+
+    @_group("life")
+    def start(self) -> InstanceReport | GatewayReport:
+        """Import, build and start; the report's `seconds` gain `imports`."""
+        began_s = time.perf_counter()
+        factory = resolve(self._factory)
+        import_s = time.perf_counter() - began_s
+        self._held = factory(self._spec)
+        report = self._held.start()
+        return replace(report, seconds={"imports": import_s, **report.seconds})
+
+    @_group("life")
+    def wait(self) -> None:
+        self._started().wait()
+
+    @_group("control")
+    def ping(self) -> int:
+        """The process id: proof that the process is scheduled and that its interpreter turns."""
+        return os.getpid()
+
+    @_group("control")
+    def connect(self, gateways: tuple[Address, ...]) -> None:
+        self._started().connect(gateways)
+
+    @_group("control")
+    def drain(self, timeout_s: float) -> bool:
+        return self._started().drain(timeout_s)
+
+    @_group("control")
+    def stop(self) -> None:
+        if self._held is not None:
+            self._held.stop()
+
+    @_group("control")
+    def invariants(self) -> list[str]:
+        return self._started().invariants()
+
+    def _started(self) -> Held:
+        if self._held is None:
+            raise RuntimeError("Got a call before start() returned")
+        return self._held
+
+
+class _Engine(_Holder):
+    """Holds an `Instance`."""
+
+
+class _Gateway(_Holder):
+    """Holds a `GatewayProcess`."""
+
+
+def _actor(holder: type[_Holder], name: str) -> Any:
+    holder.__name__ = holder.__qualname__ = name  # what process lists and `ray list actors` show
+    return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups=GROUPS)(holder)
+
+
+EngineActor = _actor(_Engine, "EngineActor")
+GatewayActor = _actor(_Gateway, "GatewayActor")

@@ -1,0 +1,66 @@
+"""The gateway as an actor holds it: the service, started from plain data, with the same calls as an instance."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from core.config import ClusterConfig
+from core.mailbox import ClusterKeys
+from core.messages import Address
+
+
+@dataclass(frozen=True)
+class GatewaySpec:
+    """All that a gateway must know to start. `host` is where it takes workers' messages; HTTP is `config.gateway`'s."""
+
+    name: str
+    incarnation: int
+    config: ClusterConfig
+    keys: ClusterKeys
+    host: str = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class GatewayReport:
+    """What a gateway opened. `seconds` breaks its start-up down by stage."""
+
+    address: Address
+    url: str
+    pid: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class GatewayProcess:
+    """Serves from `start` until `stop`."""
+
+    def __init__(self, spec: GatewaySpec) -> None:
+        from gateway.service import GatewayService  # transformers and uvicorn: only in the gateway's own process
+
+        self._service = GatewayService(spec.config, spec.keys, spec.config.model)
+        self._stopped = threading.Event()
+
+    def start(self) -> GatewayReport:
+        """Raises PortInUse, ModelError or LaunchError."""
+        began_s = time.perf_counter()
+        self._service.start()
+        return GatewayReport(self._service.address, self._service.url, os.getpid(), {"open": time.perf_counter() - began_s})
+
+    def connect(self, gateways: Iterable[Address]) -> None:
+        """Gateways learn of workers by their heartbeats, and of one another not at all."""
+
+    def wait(self) -> None:
+        self._stopped.wait()
+
+    def drain(self, timeout_s: float) -> bool:
+        return bool(self._service.drain(timeout_s))
+
+    def stop(self) -> None:
+        self._service.stop()
+        self._stopped.set()
+
+    def invariants(self) -> list[str]:
+        return []
