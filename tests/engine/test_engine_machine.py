@@ -1,0 +1,255 @@
+"""Random lives of random sequences in an engine with a tiny pool, checked against a run of each one alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from core.clock import ManualClock
+from core.config import EngineConfig
+from core.errors import ContextLengthExceeded, EngineFault, Overloaded
+from core.sampling import SamplingParams
+from engine.engine import Engine
+from engine.plan import StepPlan
+from engine.sequence import Sequence, Status
+from tests.support.engines import KVCheckingRunner, run_alone, sequence
+
+EOS_CHANCE = 0.05
+MAX_WAITING_TOKENS = 40
+
+prompts = st.builds(
+    lambda shared, own: [*range(shared), *own], st.integers(0, 10), st.lists(st.integers(40, 41), min_size=1, max_size=6)
+)
+samplings = st.builds(
+    SamplingParams,
+    max_tokens=st.integers(1, 10),
+    seed=st.integers(0, 1),
+    ignore_eos=st.booleans(),
+    stop_token_ids=st.sampled_from([(), (3, 4, 5)]),
+)
+
+
+@dataclass(eq=False)
+class Life:
+    sequence: Sequence
+    expected: list[int]
+    delivered: list[int]
+    reserved: bool = False
+    over: bool = field(default=False)
+
+
+class EngineMachine(RuleBasedStateMachine):
+    @initialize(
+        num_blocks=st.integers(4, 12),
+        block_size=st.integers(1, 4),
+        seqs=st.integers(1, 5),
+        budget=st.integers(1, 12),
+        prefix_cache=st.booleans(),
+    )
+    def build(self, num_blocks: int, block_size: int, seqs: int, budget: int, prefix_cache: bool) -> None:
+        self.num_blocks, self.block_size, self.budget, self.seqs = num_blocks, block_size, budget, seqs
+        self.clock = ManualClock()
+        self.runner = KVCheckingRunner(num_blocks, block_size, EOS_CHANCE)
+        config = EngineConfig(
+            max_num_seqs=seqs,
+            max_num_batched_tokens=budget,
+            max_waiting_tokens=MAX_WAITING_TOKENS,
+            prefix_cache=prefix_cache,
+        )
+        self.engine = Engine(self.runner, config, self.clock)
+        self.lives: dict[str, Life] = {}
+        self.count = 0
+
+    # --- entering -----------------------------------------------------------------------------------------------------
+
+    def new_life(self, prompt: list[int], params: SamplingParams, replayed: int, hold: bool, salt: bytes) -> Life:
+        """A life that an earlier attempt may have led up to token `replayed`."""
+        self.count += 1
+        self.clock.advance(1.0)
+        expected = run_alone(prompt, params, EOS_CHANCE)
+        delivered = expected[: min(replayed, len(expected) - 1)]
+        born = sequence(
+            f"s{self.count}",
+            prompt,
+            delivered=delivered,
+            hold=hold,
+            salt=salt,
+            arrived_s=self.clock.now(),
+            sampling=params,
+        )
+        return Life(born, expected, list(delivered))
+
+    def capacity_exceeded(self, life: Life) -> bool:
+        born = life.sequence
+        computed = len(born.tokens) if born.hold else born.prompt_tokens + born.sampling.max_tokens - 1
+        return computed > self.num_blocks * self.block_size
+
+    @rule(
+        prompt=prompts,
+        params=samplings,
+        replayed=st.integers(0, 3),
+        hold=st.booleans(),
+        salt=st.sampled_from([b"", b"", b"other"]),
+    )
+    def add(self, prompt: list[int], params: SamplingParams, replayed: int, hold: bool, salt: bytes) -> None:
+        life = self.new_life(prompt, params, replayed, hold, salt)
+        load = self.engine.load()
+        try:
+            self.engine.add(life.sequence)
+        except ContextLengthExceeded:
+            assert self.capacity_exceeded(life)
+        except Overloaded:
+            assert load.waiting > 0
+            assert load.waiting_tokens + len(life.sequence.tokens) > MAX_WAITING_TOKENS
+        else:
+            assert not self.capacity_exceeded(life)
+            self.lives[life.sequence.sequence_id] = life
+
+    @rule(prompt=prompts, params=samplings, replayed=st.integers(0, 3))
+    def reserve(self, prompt: list[int], params: SamplingParams, replayed: int) -> None:
+        life = self.new_life(prompt, params, replayed, False, b"")
+        was_empty = not self.lives
+        try:
+            granted = self.engine.reserve(life.sequence)
+        except ContextLengthExceeded:
+            assert self.capacity_exceeded(life)
+            return
+        assert not self.capacity_exceeded(life)
+        assert granted or not was_empty
+        if granted:
+            life.reserved = True
+            self.lives[life.sequence.sequence_id] = life
+            self.runner.read(life.sequence, life.sequence.cached_tokens)
+
+    def of(self, *statuses: Status, reserved: bool | None = None) -> list[Life]:
+        return [
+            life
+            for life in self.lives.values()
+            if life.sequence.status in statuses and (reserved is None or life.reserved == reserved)
+        ]
+
+    @precondition(lambda self: self.of(Status.WAITING, reserved=True))
+    @rule(data=st.data())
+    def start(self, data: st.DataObject) -> None:
+        self.start_one(data.draw(st.sampled_from(self.of(Status.WAITING, reserved=True))))
+
+    def start_one(self, life: Life) -> None:
+        moved = life.sequence
+        self.runner.write(moved, moved.cached_tokens, len(moved.tokens))
+        token = life.expected[len(life.delivered)]
+        life.delivered.append(token)
+        life.reserved = False
+        finish = self.engine.start(moved, token)
+        assert (finish is not None) == (life.delivered == life.expected)
+        if finish is not None:
+            self.bury(life)
+
+    # --- leaving ------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.lives)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        life = data.draw(st.sampled_from(list(self.lives.values())))
+        assert self.engine.cancel(life.sequence.sequence_id)
+        self.bury(life)
+
+    @precondition(lambda self: self.of(Status.HELD))
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        self.release_one(data.draw(st.sampled_from(self.of(Status.HELD))))
+
+    def release_one(self, life: Life) -> None:
+        self.runner.read(life.sequence, life.sequence.computed_tokens)
+        assert self.engine.release(life.sequence.sequence_id)
+        self.bury(life)
+
+    def bury(self, life: Life) -> None:
+        assert life.sequence.status is Status.FINISHED
+        assert life.sequence.blocks == []
+        del self.lives[life.sequence.sequence_id]
+
+    # --- stepping -----------------------------------------------------------------------------------------------------
+
+    @rule(times=st.integers(1, 4))
+    def step(self, times: int) -> None:
+        for _ in range(times):
+            self.step_once()
+
+    def step_once(self) -> None:
+        output = self.engine.step()
+        assert output.failed == ()
+        if output.plan is None:
+            assert output.tokens == ()
+            assert not self.engine.has_work or self.pinned(), "there is work, nothing is pinned, and yet no step"
+            return
+        self.check_plan(output.plan)
+        for new in output.tokens:
+            life = self.lives[new.sequence.sequence_id]
+            assert new.position == len(life.delivered)
+            life.delivered.append(new.token)
+            assert life.delivered == life.expected[: len(life.delivered)]
+            assert (new.finish is not None) == (life.delivered == life.expected)
+            if life.sequence.hold:
+                assert life.sequence.status is Status.HELD
+                assert life.sequence.computed_tokens == len(life.sequence.tokens) - 1
+            elif new.finish is not None:
+                self.bury(life)
+
+    def pinned(self) -> bool:
+        return bool(self.of(Status.HELD) or self.of(Status.WAITING, reserved=True))
+
+    def check_plan(self, plan: StepPlan) -> None:
+        assert 0 < plan.tokens <= self.budget
+        assert len(plan.scheduled) <= self.seqs
+        assert len({item.sequence.sequence_id for item in plan.scheduled}) == len(plan.scheduled)
+        assert all(item.count > 0 for item in plan.scheduled)
+        assert not any(victim.hold for victim in plan.preempted)
+
+    @precondition(lambda self: self.lives)
+    @rule(data=st.data())
+    def step_with_a_fault(self, data: st.DataObject) -> None:
+        raises = data.draw(st.booleans())
+
+        def fault(plan: StepPlan) -> dict[int, str]:
+            if raises:
+                raise RuntimeError("injected")
+            return dict.fromkeys(range(len(plan.scheduled)), "injected")
+
+        self.runner.fault = fault
+        output = self.engine.step()
+        self.runner.fault = None
+        scheduled = [item.sequence for item in output.plan.scheduled] if output.plan else []
+        assert [failed for failed, _ in output.failed] == scheduled
+        assert all(isinstance(error, EngineFault) for _, error in output.failed)
+        for failed in scheduled:
+            self.bury(self.lives[failed.sequence_id])
+
+    @invariant()
+    def nothing_is_leaked_shared_or_miscounted(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        left = [f"sequence {name} is still {life.sequence.status.value}" for name, life in self.lives.items()]
+        assert sorted(self.engine.invariants()) == sorted(left)
+        assert self.runner.wrong == []
+
+    def teardown(self) -> None:
+        """Everyone who was accepted ends once transfers do, and leaves nothing behind."""
+        if not hasattr(self, "engine"):
+            return
+        for _ in range(10_000):
+            if not self.lives:
+                break
+            for life in self.of(Status.HELD):
+                self.release_one(life)
+            for life in self.of(Status.WAITING, reserved=True):
+                self.start_one(life)
+            self.step_once()
+        assert self.engine.invariants() == []
+        assert self.runner.wrong == []
+
+
+TestEngineMachine = EngineMachine.TestCase
+TestEngineMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
