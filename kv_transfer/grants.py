@@ -91,9 +91,9 @@ class GrantTable:
 
     def _end(self, found: InboundGrant, error: TransferError) -> bool:
         ended = found.end()
+        if ended and found.replies is not None:
+            found.replies.abort(found.grant, error)
         with self._lock:
             if self._open.get(found.grant) is found:
                 del self._open[found.grant]
-        if ended and found.replies is not None:
-            found.replies.abort(found.grant, error)
         return ended

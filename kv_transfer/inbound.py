@@ -20,6 +20,10 @@ from kv_transfer.frames import Begin, Commit, Finish, Header, SessionDigest
 from kv_transfer.store import KVStore
 
 
+class GrantEnded(TransferAborted):
+    """A frame found its grant over, or about to be: whoever ended it tells the sender and the worker."""
+
+
 class Replies(Protocol):
     """The way back to the sender of a bound grant."""
 
@@ -57,6 +61,7 @@ class InboundGrant:
         self._coverage = Coverage(len(layout.layers), first_token, num_tokens)
         self._lock = threading.Lock()
         self._live = True
+        self._ending = False
         self._replies: Replies | None = None
         self._expires_s = clock.now() + lease_s
         self._frames = 0
@@ -134,6 +139,7 @@ class InboundGrant:
 
     def end(self) -> bool:
         """After it returns, nothing is written. False if it had ended before."""
+        self._ending = True  # before the lock: a sender in full flow must not overtake who waits for it
         with self._lock:
             was_live, self._live = self._live, False
             return was_live
@@ -143,8 +149,8 @@ class InboundGrant:
         return self._expires_s - self._clock.now()
 
     def _check_live(self) -> None:
-        if not self._live:
-            raise TransferAborted(f"grant {self.grant} is over")
+        if not self._live or self._ending:
+            raise GrantEnded(f"grant {self.grant} is over")
         if self._clock.now() >= self._expires_s:
             raise LeaseExpired(f"grant {self.grant} saw no sign of life for {self.lease_s} s")
 

@@ -30,7 +30,7 @@ from kv_transfer.frames import (
 )
 from kv_transfer.frames import Abort as AbortBody
 from kv_transfer.grants import GrantTable
-from kv_transfer.inbound import InboundGrant
+from kv_transfer.inbound import GrantEnded, InboundGrant
 from kv_transfer.protocol import Peer
 from kv_transfer.transport import Connection
 
@@ -88,7 +88,7 @@ class ReceiveLink:
             check_payload(header, payload, self._peer.recv_seed)
             found.begin(header, self._header, unpack_body(payload, Begin), self)
         except TransferError as error:
-            if found.belongs_to(self):
+            if found.belongs_to(self) and not isinstance(error, GrantEnded):
                 self._grants.fail(found, error)
             else:
                 self._refuse(header.grant, error)
@@ -107,6 +107,8 @@ class ReceiveLink:
                 raise error_of(unpack_body(payload, AbortBody))
             else:
                 raise CorruptTransfer(f"Got a {header.kind.name} from a sender")
+        except GrantEnded:
+            return
         except TransferError as error:
             self._grants.fail(found, error)
         except Exception as error:  # the store's fault ends this session, not the connection's others

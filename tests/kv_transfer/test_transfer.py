@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -68,7 +69,7 @@ def test_what_arrives_is_what_was_sent_whatever_the_block_sizes_and_the_order(
     source, target = filled(layout(source_size, dtype), 41), poisoned(layout(target_size, dtype), 41)
     source_blocks, target_blocks = dice.sample(range(41), 40), dice.sample(range(41), 40)
     edges = sorted({0, stop, *(cut for cut in cuts if cut < stop)})
-    pushes = [(layer, low, high - low) for layer in range(LAYERS) for low, high in zip(edges, edges[1:], strict=False)]
+    pushes = [(layer, low, high - low) for layer in range(LAYERS) for low, high in pairwise(edges)]
     dice.shuffle(pushes)
     with connected(source, target) as pair:
         pair.receiver.open(1, "a", target_blocks, first, stop, 30.0)
