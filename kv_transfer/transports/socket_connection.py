@@ -93,7 +93,9 @@ class SocketConnection:
 
 def _send_all(sock: socket.socket, views: list[memoryview], flags: int) -> None:
     while views:
-        batch = [view[:CHUNK_BYTES] for view in views[:2]]
+        batch = [views[0][:CHUNK_BYTES]]
+        if batch[0].nbytes == views[0].nbytes:
+            batch += [view[:CHUNK_BYTES] for view in views[1:2]]  # a header and its payload leave in one call
         sent = sock.sendmsg(batch, (), flags | socket.MSG_NOSIGNAL)
         while views and sent >= views[0].nbytes:
             sent -= views.pop(0).nbytes
