@@ -25,7 +25,8 @@ from engine.sequence import Sequence
 
 _MASK64 = (1 << 64) - 1
 _STEP64 = 0x9E3779B97F4A7C15
-_SORTED_AT_FIRST = 1024
+_CPU_PORTION_BYTES = 1 << 20
+_BIN_SHIFT = 48
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class Sampler:
         usable = torch.isfinite(best)
         special = [row for row, sequence in enumerate(sequences) if not self._is_plain(sequence)]
         faults: dict[int, str] = {}
-        if special:
-            tokens[special], usable[special], faults = self._draw_special(logits[special], [sequences[r] for r in special])
-            faults = {special[row]: reason for row, reason in faults.items()}
+        for rows in self._portions(special, logits.device):
+            tokens[rows], usable[rows], found = self._draw_special(logits[rows], [sequences[row] for row in rows])
+            faults.update({rows[place]: reason for place, reason in found.items()})
         chosen = torch.where(usable, tokens, -1).tolist()
         for row, token in enumerate(chosen):
             if token < 0:
@@ -63,6 +64,11 @@ class Sampler:
         logprobs = self._logprobs(logits, chosen, sequences)
         drawn = tuple(Drawn(token, logprobs.get(row)) for row, token in enumerate(chosen))
         return Sampled(drawn, faults)
+
+    def _portions(self, rows: list[int], device: torch.device) -> list[list[int]]:
+        """All rows at once on a GPU; on a CPU as many as stay in its cache, since fresh memory costs more than the sums."""
+        size = len(rows) if device.type != "cpu" else max(1, _CPU_PORTION_BYTES // (8 * self._vocab_size))
+        return [rows[first : first + size] for first in range(0, len(rows), max(1, size))]
 
     def _is_plain(self, sequence: Sequence) -> bool:
         """Greedy with nothing to adjust: the largest raw logit is the answer."""
@@ -91,7 +97,7 @@ class Sampler:
         random = [row for row, sequence in enumerate(sequences) if not sequence.sampling.greedy]
         if random:
             tokens[random] = draw(
-                scores[random],
+                _some(scores, random),
                 [sequences[row].sampling for row in random],
                 [uniform(sequences[row].sampling.seed, sequences[row].output_tokens) for row in random],
             )
@@ -165,29 +171,55 @@ def _filter(weights: torch.Tensor, params: Rows[SamplingParams]) -> None:
     limited = [row for row, p in enumerate(params) if 0 < p.top_k < vocab]
     if limited:
         counts = torch.tensor([params[row].top_k for row in limited], device=weights.device)
-        largest = weights[limited].topk(int(max(params[row].top_k for row in limited)), dim=-1).values
+        largest = _some(weights, limited).topk(int(max(params[row].top_k for row in limited)), dim=-1).values
         _cut(weights, limited, largest.gather(1, counts[:, None] - 1))
     nucleus = [row for row, p in enumerate(params) if p.top_p < 1.0]
     if nucleus:
         shares = torch.tensor([params[row].top_p for row in nucleus], dtype=torch.float64, device=weights.device)
-        _cut(weights, nucleus, _nucleus_floor(weights[nucleus], shares))
+        _cut(weights, nucleus, _nucleus_floor(_some(weights, nucleus), shares))
+
+
+def _some(weights: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """Those rows; no copy where that is all of them."""
+    return weights if len(rows) == len(weights) else weights[rows]
 
 
 def _cut(weights: torch.Tensor, rows: list[int], floor: torch.Tensor) -> None:
-    chosen = weights[rows]
-    weights[rows] = chosen.masked_fill_(chosen < floor, 0)
+    chosen = _some(weights, rows)
+    chosen.masked_fill_(chosen < floor, 0)
+    if chosen is not weights:
+        weights[rows] = chosen
 
 
 def _nucleus_floor(weights: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     """`[n, 1]`: the smallest weight in each row's smallest set of likeliest tokens that holds the share of its mass."""
-    needed = shares[:, None] * weights.sum(dim=-1, keepdim=True)
-    for most in (_SORTED_AT_FIRST, weights.shape[-1]):
-        ordered = weights.topk(min(most, weights.shape[-1]), dim=-1).values
-        mass = ordered.cumsum(dim=-1)
-        if bool((mass[:, -1:] >= needed).all()):
-            break
-    place = (mass < needed).sum(dim=-1, keepdim=True).clamp_(max=ordered.shape[-1] - 1)
-    return ordered.gather(1, place)
+    if weights.device.type == "cpu":
+        return torch.stack([_nucleus_floor_of(row, share) for row, share in zip(weights, shares.tolist(), strict=True)])[:, None]
+    ordered = weights.sort(dim=-1).values
+    return ordered.gather(1, _dropped(ordered, (1 - shares[:, None]) * weights.sum(dim=-1, keepdim=True)))
+
+
+def _nucleus_floor_of(weights: torch.Tensor, share: float) -> torch.Tensor:
+    """The same for one row without sorting it: find the histogram bin that the floor falls into, and sort that.
+
+    A bin holds the weights that share their leading bits (exponent and four bits of fraction), so bins are in order of weight.
+    """
+    total = weights.sum()
+    if not torch.isfinite(total):
+        return weights.new_zeros(())
+    bins = weights.view(torch.int64) >> _BIN_SHIFT
+    below = torch.bincount(bins, weights=weights).cumsum(0)
+    spare = (1 - share) * total
+    place = torch.searchsorted(below, spare, right=True).clamp_(max=int(bins.max()))
+    inside = weights[bins == place].sort().values
+    if place > 0:
+        spare = spare - below[place - 1]
+    return inside[_dropped(inside[None], spare.view(1, 1))[0, 0]]
+
+
+def _dropped(ordered: torch.Tensor, spare: torch.Tensor) -> torch.Tensor:
+    """How many of each row's rising weights fit into the mass to spare; the last one always stays."""
+    return (ordered.cumsum(dim=-1) <= spare).sum(dim=-1, keepdim=True).clamp_(max=ordered.shape[-1] - 1)
 
 
 def uniform(seed: int, position: int) -> float:
