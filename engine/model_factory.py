@@ -101,9 +101,12 @@ def make_config(
     shape = replace(SIZES[size], **dims)
     fields = {**_llama_fields(shape), **_recipe(architecture, shape), **(config or {})}
     try:
-        return AutoConfig.for_model(architecture, **fields)
+        made = AutoConfig.for_model(architecture, **fields)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{architecture}: no such architecture in transformers, or it refuses these sizes: {error}") from error
+    if made.get_text_config() is not made:
+        raise ModelError(f"{architecture}: a family of models, not a decoder; try {architecture}_text")
+    return made
 
 
 def architectures() -> tuple[str, ...]:
