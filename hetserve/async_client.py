@@ -32,8 +32,8 @@ from hetserve.types import (
     Message,
     Model,
     Prompt,
-    RequestRecord,
     Tokenization,
+    Trace,
 )
 
 
@@ -163,8 +163,8 @@ class AsyncClient:
         """The engines behind the server (HetServe alone)."""
         return parsing.instances(await self._get("debug/instances", "list of instances"))
 
-    async def requests(self) -> tuple[RequestRecord, ...]:
-        """Generations that finished lately and how they were served, oldest first (HetServe alone)."""
+    async def requests(self) -> tuple[Trace, ...]:
+        """Generations that finished lately and how they were served, newest first (HetServe alone)."""
         return parsing.requests(await self._get("debug/requests", "list of requests"))
 
     async def _default_model(self) -> str:

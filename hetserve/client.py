@@ -33,8 +33,8 @@ from hetserve.types import (
     Message,
     Model,
     Prompt,
-    RequestRecord,
     Tokenization,
+    Trace,
 )
 
 
@@ -162,8 +162,8 @@ class Client:
         """The engines behind the server (HetServe alone)."""
         return parsing.instances(self._get("debug/instances", "list of instances"))
 
-    def requests(self) -> tuple[RequestRecord, ...]:
-        """Generations that finished lately and how they were served, oldest first (HetServe alone)."""
+    def requests(self) -> tuple[Trace, ...]:
+        """Generations that finished lately and how they were served, newest first (HetServe alone)."""
         return parsing.requests(self._get("debug/requests", "list of requests"))
 
     def _default_model(self) -> str:

@@ -96,6 +96,7 @@ class Attempts:
         self._clock = clock
         self._draw = draw
         self._tried = 0
+        self._name = f"{call.method} {call.path}"
         self._deadline_s = None if timeouts.total_s is None else clock() + timeouts.total_s
 
     def remaining_s(self) -> float | None:
@@ -109,7 +110,9 @@ class Attempts:
 
     def request(self, client: httpx.Client | httpx.AsyncClient) -> httpx.Request:
         self._tried += 1
-        return self._call.build(client, self._timeouts.httpx(self.remaining_s()))
+        request = self._call.build(client, self._timeouts.httpx(self.remaining_s()))
+        self._name = f"{request.method} {request.url}"
+        return request
 
     def wants_retry(self, answer: Answer) -> float | None:
         """Seconds to wait before trying again, or None to take this answer as it is."""
@@ -136,10 +139,6 @@ class Attempts:
         if isinstance(error, httpx.TimeoutException):
             return self.transport_error(error)
         return StreamError(f"{self._name}: the stream broke off: {str(error) or type(error).__name__}")
-
-    @property
-    def _name(self) -> str:
-        return f"{self._call.method} {self._call.path}"
 
     def _wait(self, told_s: float | None) -> float | None:
         wait_s = self._retries.delay_s(self._tried, told_s, self._draw())

@@ -16,9 +16,7 @@ from hetserve.types import (
     Chunk,
     Completion,
     Instance,
-    InstanceLoad,
     Model,
-    RequestRecord,
     Tokenization,
     TokenLogprob,
     TopLogprob,
@@ -57,7 +55,7 @@ def completion(data: Json, request_id: str | None = None) -> Completion:
             created=int(data["created"]),
             choices=tuple(_choice(item) for item in data["choices"]),
             usage=_usage(data.get("usage")),
-            trace=_trace(data.get("hetserve")),
+            trace=_traced(data.get("hetserve")),
             request_id=request_id,
         )
 
@@ -70,7 +68,7 @@ def chunk(data: Json) -> Chunk:
             created=int(data["created"]),
             choices=tuple(_choice(item) for item in data["choices"]),
             usage=_usage(data.get("usage")),
-            trace=_trace(data.get("hetserve")),
+            trace=_traced(data.get("hetserve")),
         )
 
 
@@ -93,9 +91,9 @@ def instances(data: Json) -> tuple[Instance, ...]:
         return tuple(_instance(item) for item in data["instances"])
 
 
-def requests(data: Json) -> tuple[RequestRecord, ...]:
+def requests(data: Json) -> tuple[Trace, ...]:
     with promised("list of requests"):
-        return tuple(_record(item) for item in data["requests"])
+        return tuple(_trace(item) for item in data["recent"])
 
 
 def _choice(data: Json) -> Choice:
@@ -126,18 +124,28 @@ def _usage(data: Json | None) -> Usage | None:
     )
 
 
-def _trace(data: Json | Sequence[Json] | None) -> Trace | None:
+def _traced(data: Json | Sequence[Json] | None) -> Trace | None:
+    """The `hetserve` object of an answer: one, or one per generation, of which the first is taken."""
     if isinstance(data, Sequence):
         data = data[0] if data else None
-    if data is None:
-        return None
+    return None if data is None else _trace(data)
+
+
+def _trace(data: Json) -> Trace:
     return Trace(
+        id=str(data.get("id") or ""),
         prefill=data.get("prefill"),
         decode=data.get("decode"),
-        kv_bytes=int(data.get("kv_bytes") or 0),
+        local=bool(data.get("local")),
+        outcome=str(data.get("outcome") or ""),
+        attempts=int(data.get("attempts") or 1),
+        prompt_tokens=int(data.get("prompt_tokens") or 0),
+        tokens=int(data.get("tokens") or 0),
         cached_tokens=int(data.get("cached_tokens") or 0),
+        kv_bytes=int(data.get("kv_bytes") or 0),
         ttft_s=_float(data.get("ttft_s")),
         tpot_s=_float(data.get("tpot_s")),
+        error=data.get("error"),
         raw=data,
     )
 
@@ -173,33 +181,16 @@ def _logprobs(data: Json | None) -> tuple[TokenLogprob, ...] | None:
 
 
 def _instance(data: Json) -> Instance:
-    load = data.get("load") or {}
+    counts = ("running", "waiting", "waiting_tokens", "context_tokens", "free_blocks", "held_blocks", "total_blocks", "steps")
     return Instance(
         name=str(data["name"]),
         role=str(data["role"]),
-        accelerator=str(data.get("accelerator") or ""),
-        incarnation=int(data.get("incarnation") or 0),
-        state=str(data.get("state") or ""),
-        node=str(data.get("node") or ""),
-        last_seen_s=_float(data.get("last_seen_s")),
-        total_blocks=int(data.get("total_blocks") or 0),
-        load=InstanceLoad(**{name: int(load.get(name) or 0) for name in InstanceLoad.__dataclass_fields__}),
-        raw=data,
-    )
-
-
-def _record(data: Json) -> RequestRecord:
-    return RequestRecord(
-        id=str(data["id"]),
-        prefill=data.get("prefill"),
-        decode=data.get("decode"),
-        kv_bytes=int(data.get("kv_bytes") or 0),
-        cached_tokens=int(data.get("cached_tokens") or 0),
-        prompt_tokens=int(data.get("prompt_tokens") or 0),
-        completion_tokens=int(data.get("completion_tokens") or 0),
-        ttft_s=_float(data.get("ttft_s")),
-        tpot_s=_float(data.get("tpot_s")),
-        outcome=str(data.get("outcome") or ""),
+        accelerator=str(data["accelerator"]),
+        node=str(data["node"]),
+        incarnation=int(data["incarnation"]),
+        state=str(data["state"]),
+        last_seen_s=float(data["last_seen_s"]),
+        **{name: int(data[name]) for name in counts},
         raw=data,
     )
 

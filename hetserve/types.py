@@ -93,18 +93,31 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Trace:
-    """How the server served a request: asked for with `trace=True`, made by HetServe alone.
+    """How the server served one generation: asked for with `trace=True`, or read from its journal. HetServe alone.
 
-    `prefill` is None when the prompt was read where the answer was written.
+    `prefill` and `decode` name instances, the same one where `local`: the prompt was then read where the answer was written.
+    `kv_bytes` is what moved between them. `outcome` is `completed`, `failed`, `cancelled` or `running`.
     """
 
+    id: str
     prefill: str | None
     decode: str | None
-    kv_bytes: int
+    local: bool
+    outcome: str
+    attempts: int
+    prompt_tokens: int
+    tokens: int
     cached_tokens: int
+    kv_bytes: int
     ttft_s: float | None
     tpot_s: float | None
+    error: str | None = None
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def disaggregated(self) -> bool:
+        """Whether one instance read the prompt and another, given its KV, wrote the answer."""
+        return not self.local and self.prefill != self.decode and self.kv_bytes > 0
 
 
 @dataclass(frozen=True)
@@ -182,44 +195,30 @@ class Health:
 
 
 @dataclass(frozen=True)
-class InstanceLoad:
-    waiting: int = 0
-    waiting_tokens: int = 0
-    running: int = 0
-    context_tokens: int = 0
-    free_blocks: int = 0
-    held_blocks: int = 0
-    steps: int = 0
-
-
-@dataclass(frozen=True)
 class Instance:
-    """One engine of the cluster, as the gateway last heard of it."""
+    """One engine of the cluster, as the gateway last heard of it, `last_seen_s` seconds ago.
+
+    `state` is `ready`, `draining` or `stuck`. `steps` grows with every step of the engine.
+    """
 
     name: str
     role: str
     accelerator: str
+    node: str
     incarnation: int
     state: str
-    node: str
-    last_seen_s: float | None
+    last_seen_s: float
+    running: int
+    waiting: int
+    waiting_tokens: int
+    context_tokens: int
+    free_blocks: int
+    held_blocks: int
     total_blocks: int
-    load: InstanceLoad
+    steps: int
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
-
-@dataclass(frozen=True)
-class RequestRecord:
-    """One finished generation, as the gateway's journal has it."""
-
-    id: str
-    prefill: str | None
-    decode: str | None
-    kv_bytes: int
-    cached_tokens: int
-    prompt_tokens: int
-    completion_tokens: int
-    ttft_s: float | None
-    tpot_s: float | None
-    outcome: str
-    raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    @property
+    def kv_used(self) -> float:
+        """The share of the KV cache that is in use."""
+        return 1 - self.free_blocks / self.total_blocks if self.total_blocks else 0.0

@@ -1,0 +1,5 @@
+"""`python -m hetserve` is the `hetserve` command."""
+
+from hetserve.cli import main
+
+main()

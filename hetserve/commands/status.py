@@ -1,0 +1,70 @@
+"""`hetserve status`: the cluster as its gateway sees it, live."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from hetserve.commands.usage import ApiKey, Url, connect
+from hetserve.types import Instance
+
+STYLES = {"ready": "green", "draining": "yellow", "stuck": "red"}
+
+
+def status(
+    url: Url = None,
+    api_key: ApiKey = None,
+    once: Annotated[bool, typer.Option("--once", help="Print one table and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and end.")] = False,
+    interval_s: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between refreshes.")] = 1.0,
+) -> None:
+    """Show the instances of a running cluster. Live until interrupted; once where there is no terminal."""
+    console = Console()
+    with connect(url, api_key) as client:
+        instances = client.instances()
+        if as_json:
+            typer.echo(json.dumps([dict(instance.raw) for instance in instances], indent=2))
+            return
+        if once or not console.is_terminal:
+            console.print(instances_table(instances))
+            return
+        try:
+            with Live(instances_table(instances), console=console, auto_refresh=False) as live:
+                while True:
+                    time.sleep(interval_s)
+                    live.update(instances_table(client.instances()), refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+def instances_table(instances: Sequence[Instance]) -> Table:
+    """One row per instance, by role and name."""
+    table = Table(title=f"{len(instances)} instances", title_justify="left")
+    for heading in ("instance", "role", "accelerator", "node", "state"):
+        table.add_column(heading)
+    for heading in ("running", "waiting", "waiting tokens", "context tokens", "KV in use", "incarnation", "last heard"):
+        table.add_column(heading, justify="right")
+    for item in sorted(instances, key=lambda item: (item.role, item.name)):
+        table.add_row(
+            item.name,
+            item.role,
+            item.accelerator,
+            item.node,
+            Text(item.state, style=STYLES.get(item.state, "")),
+            str(item.running),
+            str(item.waiting),
+            str(item.waiting_tokens),
+            str(item.context_tokens),
+            f"{item.kv_used:.0%}",
+            str(item.incarnation),
+            f"{item.last_seen_s:.1f} s ago",
+        )
+    return table
