@@ -178,7 +178,12 @@ class DecodeWorker:
             return
         attempt.phase = Phase.RUNNING
         attempt.received = event
-        if self._engine.start(sequence, handoff.token):
+        try:
+            ended = self._engine.start(sequence, handoff.token) is not None
+        except HetServeError as error:
+            self._fail(attempt, CorruptTransfer(f"the hand-off cannot be used: {error}"))
+            return
+        if ended:  # the prefill side saw it too, and has told the gateway
             del self._attempts[event.attempt]
 
     def broken(self, event: Broken) -> None:
