@@ -15,6 +15,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -45,7 +46,7 @@ def build(source: Path, flags: tuple[str, ...] = FLAGS) -> Path:
     """
     compiler = _compiler()
     digest = hashlib.sha256()
-    for part in (source.read_text(), _version(compiler), *flags, _processor()):
+    for part in (*_texts(source), _version(compiler), *flags, _processor()):
         digest.update(part.encode() + b"\0")
     library = cache_dir() / f"{source.stem}-{digest.hexdigest()[:20]}.so"
     if library.exists():
@@ -77,6 +78,13 @@ def load(source: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise NativeBuildError(f"cannot load {library}: {error}") from error
+
+
+def _texts(source: Path) -> list[str]:
+    """The text of `source` and of the headers beside it that it includes."""
+    text = source.read_text()
+    headers = [source.with_name(name) for name in re.findall(r'^#include "(.+)"$', text, re.MULTILINE)]
+    return [text, *(part for header in headers for part in _texts(header))]
 
 
 def _compiler() -> str:

@@ -7,6 +7,7 @@ sequence are the same bits whatever else is in the batch and however many thread
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ class CpuAttention:
         if spec.query_heads % spec.kv_heads:
             return f"{spec.query_heads} query heads do not divide into {spec.kv_heads} KV heads"
         try:
-            load(SOURCE)
+            _kernels()
         except NativeBuildError as error:
             return str(error)
         return None
@@ -70,7 +71,7 @@ class CpuAttention:
         Raises:
             IndexError: a slot lies outside the cache; the valid ones are written.
         """
-        library, threads = load(SOURCE), torch.get_num_threads()
+        library, threads = _kernels(), torch.get_num_threads()
         slots = slots.contiguous()
         for rows, pages in ((key, cache.key), (value, cache.value)):
             if rows.dtype != pages.dtype:
@@ -79,14 +80,10 @@ class CpuAttention:
             tokens, heads, dim = rows.shape
             num_slots = pages.shape[0] * pages.shape[1]
             bad = library.hetserve_write(
-                ctypes.c_void_p(rows.data_ptr()),
-                *[ctypes.c_int64(rows.stride(i) * size) for i in (0, 1)],
-                ctypes.c_void_p(pages.data_ptr()),
-                *[ctypes.c_int64(pages.stride(i) * size) for i in (0, 1, 2)],
-                ctypes.c_void_p(slots.data_ptr()),
-                *[ctypes.c_int64(n) for n in (tokens, heads, dim * size, pages.shape[1], num_slots)],
-                threads,
-            )
+                rows.data_ptr(), rows.stride(0) * size, rows.stride(1) * size,
+                pages.data_ptr(), pages.stride(0) * size, pages.stride(1) * size, pages.stride(2) * size,
+                slots.data_ptr(), tokens, heads, dim * size, pages.shape[1], num_slots, threads,
+            )  # fmt: skip
             if bad >= 0:
                 raise IndexError(f"slot {int(slots[bad])} of token {bad} is not in a cache of {num_slots} slots")
 
@@ -103,23 +100,24 @@ class CpuAttention:
         Raises:
             IndexError: lengths that contradict each other, or a block table that points outside the cache.
         """
-        library = load(SOURCE)
-        key, value, tables = cache.key, cache.value, batch.block_tables
+        library = _kernels()
+        key, value = cache.key, cache.value
         if query.dtype != key.dtype:
             raise TypeError(f"a query of {query.dtype} cannot attend over a cache of {key.dtype}")
-        query = _rows(query)
+        query, tables = _rows(query), _rows(batch.block_tables)
+        query_start, context_lens = batch.query_start.contiguous(), batch.context_lens.contiguous()
         if sinks is not None:
             sinks = sinks.float().contiguous()
         output = torch.empty((query.shape[0], spec.query_heads, spec.value_dim), dtype=query.dtype)
         call = _Call(
             query.data_ptr(), key.data_ptr(), value.data_ptr(), output.data_ptr(),
             None if sinks is None else sinks.data_ptr(),
-            batch.query_start.data_ptr(), batch.context_lens.data_ptr(), tables.data_ptr(),
+            query_start.data_ptr(), context_lens.data_ptr(), tables.data_ptr(),
             query.stride(0), query.stride(1),
             key.stride(0), key.stride(1), key.stride(2),
             value.stride(0), value.stride(1), value.stride(2),
             tables.stride(0),
-            batch.context_lens.shape[0], tables.shape[1], key.shape[0], key.shape[1],
+            context_lens.shape[0], tables.shape[1], key.shape[0], key.shape[1],
             spec.query_heads, spec.kv_heads, spec.key_dim, spec.value_dim,
             spec.sliding_window or 0, torch.get_num_threads(),
             spec.scale, spec.softcap or 0.0,
@@ -129,6 +127,15 @@ class CpuAttention:
         if failure:
             raise IndexError(_FAILURES[failure])
         return output
+
+
+@cache
+def _kernels() -> ctypes.CDLL:
+    library = load(SOURCE)
+    library.hetserve_attend_f32.argtypes = library.hetserve_attend_bf16.argtypes = [ctypes.POINTER(_Call)]
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    library.hetserve_write.argtypes = [pointer, *[integer] * 2, pointer, *[integer] * 3, pointer, *[integer] * 5, ctypes.c_int]
+    return library
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:
