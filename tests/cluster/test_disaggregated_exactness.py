@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
-
 from core.config import parse_config
 from core.mailbox import ClusterKeys
 from core.sampling import SamplingParams
 from engine.model_factory import make_model
 from tests.support.gateway import ScriptedGateway
 from tests.support.instances import Instances
+from tests.support.reference import generate, prompts
 
 KEYS = ClusterKeys.generate()
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "opt", "gpt2", "mixtral", "qwen3_moe")
@@ -28,30 +26,11 @@ def gateway() -> Iterator[ScriptedGateway]:
         yield gateway
 
 
-def generate(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
-    """The reference: one prompt at a time, with an explicit mask, end of sequence off."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    outputs = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt])
-        tokens = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=NEW_TOKENS,
-            min_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        outputs.append(tokens[0, len(prompt) :].tolist())
-    return outputs
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_tokens_are_those_of_generate(tmp_path: Path, gateway: ScriptedGateway, architecture: str) -> None:
     folder = tmp_path / "model"
     make_model(folder, architecture, dtype="float32", seed=3, sliding_window=24)
-    generator = torch.Generator().manual_seed(5)
-    prompts = [torch.randint(3, 200, (length,), generator=generator).tolist() for length in LENGTHS]
+    asked = prompts(LENGTHS)
     config = parse_config(
         {
             "model": str(folder),
@@ -66,9 +45,9 @@ def test_greedy_tokens_are_those_of_generate(tmp_path: Path, gateway: ScriptedGa
     sampling = SamplingParams(max_tokens=NEW_TOKENS, min_tokens=NEW_TOKENS, temperature=0.0)
     with Instances(config, keys=KEYS) as instances:
         prefill, decode = instances.addresses
-        attempts = [gateway.submit(prompt, sampling, prefill=prefill, decode=decode) for prompt in prompts]
+        attempts = [gateway.submit(prompt, sampling, prefill=prefill, decode=decode) for prompt in asked]
         generations = gateway.wait(*attempts, timeout_s=100)
-        expected = generate(folder, prompts)
+        expected = generate(folder, asked, NEW_TOKENS)
         assert len({token for output in expected for token in output}) > NEW_TOKENS  # the model says more than one thing
         assert [g.output for g in generations] == expected
         assert all(g.by[0] == prefill.name and g.by[1] == decode.name for g in generations)
