@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -127,7 +128,7 @@ def ask(console: Console, url: str, max_tokens: int, seed: int) -> list[Served]:
         for number, prompt in enumerate(PROMPTS, 1):
             console.print(f"\n[bold]> {prompt.strip()}[/bold]", soft_wrap=True)
             begin = partial(client.stream_completions, prompt, model="demo", trace=True, **sampling)
-            served.append(_follow(console, f"completion {number}", begin))
+            served.append(_follow(console, f"text {number}", begin))
         console.print(f"\n[bold]> {CHAT[-1]['content']}[/bold]", soft_wrap=True)
         begin = partial(client.stream_chat, CHAT, model="demo", trace=True, **sampling)
         served.append(_follow(console, "chat", begin))
@@ -136,11 +137,11 @@ def ask(console: Console, url: str, max_tokens: int, seed: int) -> list[Served]:
 
 def served_table(served: Sequence[Served]) -> Table:
     """One row per prompt. Latencies are this client's own."""
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("request", "prefilled on", "decoded on"):
-        table.add_column(heading)
-    for heading in ("prompt tokens", "KV moved", "TTFT", "TPOT", "tokens"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, no_wrap=True)
+    for heading in ("prompt", "KV moved", "TTFT", "TPOT", "tokens"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for item in served:
         trace = item.trace
         table.add_row(
@@ -172,12 +173,15 @@ def size(count: int) -> str:
 def _model(console: Console, model: Path | None, folder: Path) -> Path:
     if model is not None:
         return model
-    made = folder / f"llama-{SIZE}"
+    made = folder / f"llama-{SIZE}"  # the mark keeps a folder that was left half made from being taken for one
     done = made / ".complete"
     if not done.exists():
         began_s = time.monotonic()
+        from transformers.utils.logging import disable_progress_bar
+
         from engine.model_factory import make_model
 
+        disable_progress_bar()
         make_model(made, "llama", size=SIZE, dtype="float32", seed=0)
         done.touch()
         console.print(f"Made a random {SIZE} Llama in {made} ({time.monotonic() - began_s:.1f} s).")

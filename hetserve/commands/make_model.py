@@ -26,8 +26,11 @@ def make_model(
     if folder.is_dir() and any(folder.iterdir()) and not force:
         raise UsageError(f"{folder} is not empty; --force writes into it")
     use_app()
+    from transformers.utils.logging import disable_progress_bar
+
     from engine.model_factory import make_model as make
 
+    disable_progress_bar()
     began_s = time.monotonic()
     make(folder, architecture, size=size, dtype=dtype, seed=seed)
     megabytes = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6

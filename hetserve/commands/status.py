@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -46,12 +47,13 @@ def status(
 
 
 def instances_table(instances: Sequence[Instance]) -> Table:
-    """One row per instance, by role and name."""
-    table = Table(title=f"{len(instances)} instances", title_justify="left")
-    for heading in ("instance", "role", "accelerator", "node", "state"):
-        table.add_column(heading)
-    for heading in ("running", "waiting", "waiting tokens", "context tokens", "KV in use", "incarnation", "last heard"):
-        table.add_column(heading, justify="right")
+    """One row per instance, by role and name: sequences that run and wait, prompt tokens that queue, tokens of context held,
+    share of the KV cache in use, incarnation, and how long ago it was heard of."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in ("instance", "role", "device", "node", "state"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("run", "wait", "queued", "context", "KV", "inc", "seen"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for item in sorted(instances, key=lambda item: (item.role, item.name)):
         table.add_row(
             item.name,
@@ -65,6 +67,6 @@ def instances_table(instances: Sequence[Instance]) -> Table:
             str(item.context_tokens),
             f"{item.kv_used:.0%}",
             str(item.incarnation),
-            f"{item.last_seen_s:.1f} s ago",
+            f"{item.last_seen_s:.1f} s",
         )
     return table
