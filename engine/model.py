@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from core.cost import ModelShape
@@ -143,7 +144,7 @@ def _load_weights(name: str, config: PretrainedConfig, dtype: torch.dtype, devic
         model, report = AutoModelForCausalLM.from_pretrained(
             name, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True, **placement
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{name}: cannot load its weights: {error}") from error
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if absent:
@@ -167,7 +168,8 @@ def _context_length(text: PretrainedConfig, wanted: int | None, name: str) -> in
     for rope in _ropes(text):
         if rope.get("rope_type") == "longrope":
             # Past this length the frequencies of *all* tokens change, also of those in the cache and in the batch.
-            longest = rope.get("original_max_position_embeddings") or longest
+            original = rope.get("original_max_position_embeddings")
+            longest = min(filter(None, (longest, original)), default=None)
     if longest is not None and wanted is not None and wanted > longest:
         raise ConfigError(f"Got {wanted} but {name} has positions for {longest} tokens", "max_model_len")
     length = wanted or longest

@@ -134,7 +134,7 @@ def fill_weights(model: PreTrainedModel, seed: int) -> None:
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
-    return torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))  # torch's CPU generator reads 32 bits
 
 
 def _positions(config: PretrainedConfig) -> int:
