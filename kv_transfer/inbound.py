@@ -88,7 +88,8 @@ class InboundGrant:
             if self._replies is not None or mine != theirs:
                 raise TransferAborted(f"grant {self.grant} is not for this attempt and these tokens")
             self._replies = replies
-            self._accept(header, packed)
+            self._check_sequence(header)
+            self._accept(packed)
 
     def write(self, header: Header, packed: memoryview, payload: memoryview) -> None:
         """Store one piece whose digest was right. Raises TransferError; nothing is written then."""
@@ -109,7 +110,7 @@ class InboundGrant:
                 self._started_s = self._clock.now()
             self._store.write(header.layer, self._blocks, header.start, header.count, payload)
             self._kv_bytes += header.length
-            self._accept(header, packed)
+            self._accept(packed)
 
     def finish(self, header: Header, packed: memoryview, finish: Finish) -> tuple[Received, Commit]:
         """Check that everything is there and end the grant: nothing more is written. Raises TransferError."""
@@ -122,7 +123,7 @@ class InboundGrant:
                 raise CorruptTransfer(f"Got {self._frames} frames but the sender counts {finish.frames}, or their digests differ")
             if not self._coverage.complete:
                 raise CorruptTransfer(f"the sender has finished but {self._coverage.remaining} rows are missing")
-            self._accept(header, packed)
+            self._accept(packed)
             self._live = False
             now_s = self._clock.now()
             transfer_s = now_s - (self._started_s if self._started_s is not None else now_s)
@@ -155,12 +156,11 @@ class InboundGrant:
             raise LeaseExpired(f"grant {self.grant} saw no sign of life for {self.lease_s} s")
 
     def _check_sequence(self, header: Header) -> None:
-        if self._replies is None or header.sequence != self._frames:
-            raise CorruptTransfer(f"Got frame {header.sequence} of grant {self.grant} but expected {self._frames}")
-
-    def _accept(self, header: Header, packed: memoryview) -> None:
         if header.sequence != self._frames:
             raise CorruptTransfer(f"Got frame {header.sequence} of grant {self.grant} but expected {self._frames}")
+
+    def _accept(self, packed: memoryview) -> None:
+        """Count a frame that was right: it is the session's newest sign of life."""
         self._digest.add(packed)
         self._frames += 1
         self._expires_s = self._clock.now() + self.lease_s
