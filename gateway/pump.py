@@ -30,7 +30,6 @@ from router.state import InstanceKey
 log = structlog.get_logger()
 
 TICK_S = 0.25
-GAP_TIMEOUT_S = 3.0
 MAX_BATCH = 256
 
 
@@ -67,12 +66,16 @@ class _Route:
 
 
 class Pump:
-    """Owns `mailbox` from `start` to `stop`. `open`, `close` and `fence` are for the loop's thread."""
+    """Owns `mailbox` from `start` to `stop`. `open`, `close` and `fence` are for the loop's thread.
 
-    def __init__(self, mailbox: Mailbox, deliver: Deliver, clock: Clock) -> None:
+    A position that is still missing `gap_timeout_s` after a later one came is taken for lost, and with it the attempt.
+    """
+
+    def __init__(self, mailbox: Mailbox, deliver: Deliver, clock: Clock, gap_timeout_s: float = 3.0) -> None:
         self._mailbox = mailbox
         self._deliver = deliver
         self._clock = clock
+        self._gap_timeout_s = gap_timeout_s
         self._commands: deque[Callable[[list[Event]], None]] = deque()
         self._routes: dict[str, _Route] = {}
         self._gaps: set[str] = set()
@@ -179,7 +182,7 @@ class Pump:
         now_s = self._clock.now()
         for attempt in list(self._gaps):
             since_s = self._routes[attempt].gap_since_s
-            if since_s is not None and now_s - since_s > GAP_TIMEOUT_S:
+            if since_s is not None and now_s - since_s > self._gap_timeout_s:
                 self._drop(attempt)
                 events.append(Failure(attempt, None, TransferError.code, "tokens were lost on the way from the worker"))
 

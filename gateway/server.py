@@ -34,6 +34,8 @@ from gateway.openapi import describe
 log = structlog.get_logger()
 
 MAX_HEAD_BYTES = 64 * 1024
+HEADER_OVERHEAD_BYTES = 32
+"""What a header costs beside its text, as HTTP/2 counts it."""
 KEEP_ALIVE_S = 30
 BACKLOG = 2048
 CLIENT_CLOSED_REQUEST = 499
@@ -165,7 +167,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value)
+        self._head_bytes += len(name) + len(value) + HEADER_OVERHEAD_BYTES
         if self._head_bytes > MAX_HEAD_BYTES:
             raise ValueError("headers too large")
         super().on_header(name, value)
@@ -180,6 +182,8 @@ class BoundedHttp(HttpToolsProtocol):
                 self.send_400_response("headers too large")
 
     def send_400_response(self, msg: str) -> None:
+        if self.transport.is_closing():
+            return
         body = JSON(error_body(400, msg, "malformed_http")).body
         head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
         self.transport.write(head.encode() + b"connection: close\r\n\r\n" + bytes(body))

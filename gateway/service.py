@@ -185,16 +185,18 @@ class GatewayService:
             metrics = Metrics()
             self._address = Address(self._name, self._incarnation, mailbox.endpoint)
             events = _Later()
-            pump = Pump(mailbox, events, self._clock)
+            pump = Pump(mailbox, events, self._clock, gap_timeout_s=2 * self._config.health.dead_after_s)
             dispatcher = self._make_dispatcher(peers, pump, metrics)
             events.target = dispatcher.deliver
             metrics.watch(dispatcher.snapshot)
             model_name = gateway.served_model_name or self._model_path.name
             model = ModelInfo(model_name, int(time.time()), self._config.max_model_len)
             generator = Generator(model, codec, tokenizing, dispatcher, self._clock, gateway.max_n)
-            admin = Admin(
-                generator, dispatcher, metrics, self._clock, _version(), lambda: {"malformed_messages": mailbox.rejected}
-            )
+
+            def more_invariants() -> dict[str, int]:
+                return {"malformed_messages": mailbox.rejected, "tasks": len(asyncio.all_tasks())}
+
+            admin = Admin(generator, dispatcher, metrics, self._clock, _version(), more_invariants)
             app = create_app(Api(generator, gateway, self._clock), admin, metrics, gateway.api_key)
             server = HttpServer(app, gateway.host, gateway.port)
             stack.callback(server.close)

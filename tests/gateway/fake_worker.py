@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from core.cost import CostModel
@@ -60,7 +61,7 @@ class FakeWorker(threading.Thread):
         self.beating = True
         self.submits: list[Submit] = []
         self.cancels: list[str] = []
-        self.held: list[Submit] = []
+        self._todo: deque[Callable[[], None]] = deque()
         self._dead = threading.Event()
         self.start()
 
@@ -71,6 +72,8 @@ class FakeWorker(threading.Thread):
             if self.beating and time.monotonic() >= next_beat_s:
                 self._peers.send(self.gateway.mailbox, self.heartbeat())
                 next_beat_s = time.monotonic() + BEAT_S
+            while self._todo:
+                self._todo.popleft()()
             while not self._dead.is_set() and (message := self._mailbox.receive()) is not None:
                 if isinstance(message, Submit):
                     self.submits.append(message)
@@ -140,6 +143,11 @@ class FakeWorker(threading.Thread):
         """All tokens, one message each."""
         for position in self.positions(submit):
             self.send(self.item(submit, position))
+
+    def later(self, action: Callable[[], None]) -> None:
+        """Do something on the worker's own thread, soon. Safe from any thread."""
+        self._todo.append(action)
+        self._mailbox.wake()
 
     def die(self) -> None:
         """Vanish without a word."""
