@@ -137,7 +137,7 @@ def ask(console: Console, url: str, max_tokens: int, seed: int) -> list[Served]:
 
 def served_table(served: Sequence[Served]) -> Table:
     """One row per prompt. Latencies are this client's own."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in ("request", "prefilled on", "decoded on"):
         table.add_column(heading, no_wrap=True)
     for heading in ("prompt", "KV moved", "TTFT", "TPOT", "tokens"):

@@ -17,6 +17,7 @@ from rich.text import Text
 from hetserve.commands.usage import ApiKey, Url, connect
 from hetserve.types import Instance
 
+PIPED_WIDTH = 140
 STYLES = {"ready": "green", "draining": "yellow", "stuck": "red"}
 
 
@@ -29,6 +30,8 @@ def status(
 ) -> None:
     """Show the instances of a running cluster. Live until interrupted; once where there is no terminal."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPED_WIDTH)  # nothing to fit into: names stay whole
     with connect(url, api_key) as client:
         instances = client.instances()
         if as_json:
@@ -50,7 +53,7 @@ def instances_table(instances: Sequence[Instance]) -> Table:
     """One row per instance, by role and name: sequences that run and wait, prompt tokens that queue, tokens of context held,
     share of the KV cache in use, incarnation, and how long ago it was heard of."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for heading in ("instance", "role", "device", "node", "state"):
+    for heading in ("instance", "role", "on", "state"):
         table.add_column(heading, no_wrap=True)
     for heading in ("run", "wait", "queued", "context", "KV", "inc", "seen"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -58,8 +61,7 @@ def instances_table(instances: Sequence[Instance]) -> Table:
         table.add_row(
             item.name,
             item.role,
-            item.accelerator,
-            item.node,
+            f"{item.accelerator} {item.node}".strip(),
             Text(item.state, style=STYLES.get(item.state, "")),
             str(item.running),
             str(item.waiting),
