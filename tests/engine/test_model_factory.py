@@ -94,7 +94,7 @@ def test_wrong_names_are_refused_with_what_was_expected(tmp_path):
         make_model(tmp_path, "llama", size="huge")
     with pytest.raises(ModelError, match=r"unknown sizes \['depth'\]"):
         make_model(tmp_path, "llama", depth=3)
-    with pytest.raises(ModelError, match="no decoder|cannot build"):
+    with pytest.raises(ModelError, match=r"no decoder|cannot build"):
         make_model(tmp_path, "t5")
 
 
