@@ -90,12 +90,10 @@ class FusedRMSNorm(nn.Module):
     weight, or one more than it, in fp32.
     """
 
-    scale: torch.Tensor
-
     def __init__(self, weight: nn.Parameter, scale: torch.Tensor, eps: float, round_first: bool) -> None:
         super().__init__()
         self.weight = weight
-        self.register_buffer("scale", scale, persistent=False)
+        self.scale = scale  # no buffer: `model.to(dtype)` must not touch it
         self.eps, self.round_first = eps, round_first
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -136,7 +134,9 @@ def _replace(model: nn.Module, make: Callable[[nn.Module], nn.Module | None]) ->
     made: dict[int, tuple[nn.Module, nn.Module | None]] = {}
     count = 0
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # named_children() would skip repetitions
+            if child is None:
+                continue
             if id(child) not in made:
                 made[id(child)] = child, make(child)
             replacement = made[id(child)][1]
