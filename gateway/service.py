@@ -1,7 +1,8 @@
 """A whole gateway in one object: mailbox, pump, dispatcher, HTTP server, on a thread with an event loop of its own.
 
-The caller's thread may be any, and may itself run an event loop (a Ray actor's does). `start` returns once the port is
-bound and answers; everything that can go wrong until then is raised from it, typed.
+The caller's thread may be any but the gateway's own, and may itself run an event loop (a Ray actor's does, but `drain`
+and `stop` block: call them in a worker thread there). `start` returns once the port is bound and answers; everything that
+can go wrong until then is raised from it, typed.
 """
 
 from __future__ import annotations

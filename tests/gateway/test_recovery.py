@@ -127,6 +127,24 @@ def test_without_another_decode_worker_the_request_waits_for_the_restarted_one(s
     stage.at_rest()
 
 
+def test_when_nobody_comes_back_the_request_ends_with_an_error_by_its_deadline(set_stage):
+    stage = set_stage(gateway={"port": 0, "request_timeout_s": 1.0})
+    stage.worker("m0", behave=dies_after(3))
+    response = complete(stage)
+    assert response.status_code == 504
+    assert response.json()["error"]["code"] == "deadline_exceeded"
+    stage.at_rest()
+
+
+def test_a_replacement_that_dies_as_well_is_replaced_too(stage):
+    stage.worker("m0", behave=dies_after(3))
+    stage.worker("m1", behave=dies_after(4), waiting=3, waiting_tokens=5000)
+    m2 = stage.worker("m2", waiting=3, waiting_tokens=9000)
+    assert text_of(complete(stage)) == oracle(stage)
+    assert m2.begin(m2.submits[0]) == 7
+    stage.at_rest()
+
+
 def test_a_restart_is_noticed_by_its_incarnation_before_the_old_one_falls_silent(set_stage):
     stage = set_stage(health={"dead_after_s": 60})
     stage.worker("m0", behave=silent)
