@@ -4,7 +4,7 @@ Each class of calls has threads of its own, so that a question about health is n
 behind `wait`, which lasts as long as the actor does its work:
 
     life      start, wait
-    control   ping, connect, drain, stop, invariants
+    control   ping, connect, lost, drain, stop, invariants
 
 Actors never restart by themselves (`max_restarts=0`): the controller replaces them, with a higher incarnation.
 What an actor holds is named by an import path (`module:attribute`), so that importing it happens, and is timed, in the actor.
@@ -79,13 +79,13 @@ class _Holder:
 
     @_group("life")
     def start(self) -> InstanceReport | GatewayReport:
-        """Import, build and start; the report's `seconds` gain `imports`."""
+        """Import, build and start. The report's `seconds` gain `imports`, and `other` for what no stage accounts for."""
         began_s = time.perf_counter()
-        factory = resolve(self._factory)
+        self._held = resolve(self._factory)(self._spec)
         import_s = time.perf_counter() - began_s
-        self._held = factory(self._spec)
         report = self._held.start()
-        return replace(report, seconds={"imports": import_s, **report.seconds})
+        other_s = time.perf_counter() - began_s - import_s - sum(report.seconds.values())
+        return replace(report, seconds={"imports": import_s, **report.seconds, "other": max(0.0, other_s)})
 
     @_group("life")
     def wait(self) -> None:
@@ -125,6 +125,11 @@ class _Engine(_Holder):
 
 class _Gateway(_Holder):
     """Holds a `GatewayProcess`."""
+
+    @_group("control")
+    def lost(self, name: str, incarnation: int) -> None:
+        held: Any = self._started()
+        held.lost(name, incarnation)
 
 
 def _actor(holder: type[_Holder], name: str) -> Any:

@@ -273,6 +273,8 @@ class Controller:
             case Ended(name, incarnation, reason, hopeless, error):
                 log.warning("a member ended", name=name, incarnation=incarnation, reason=reason)
                 self._records[name].error = error
+                if name != GATEWAY:  # the gateway need not wait for its heartbeats to run out
+                    self._fleet.tell(GATEWAY, "lost", name, incarnation)
                 self._reconciler.ended(name, incarnation, reason, now_s, hopeless)
             case Silent(name, incarnation, for_s):
                 kill = self._reconciler.condemn(name, incarnation, f"no answer for {for_s:.1f} s")

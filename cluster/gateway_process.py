@@ -40,7 +40,9 @@ class GatewayProcess:
     def __init__(self, spec: GatewaySpec) -> None:
         from gateway.service import GatewayService  # transformers and uvicorn: only in the gateway's own process
 
-        self._service = GatewayService(spec.config, spec.keys, spec.config.model)
+        transfer = spec.config.transfer.model_copy(update={"host": spec.config.transfer.host or spec.host})
+        config = spec.config.model_copy(update={"transfer": transfer})
+        self._service = GatewayService(config, spec.keys, config.model, name=spec.name, incarnation=spec.incarnation)
         self._stopped = threading.Event()
 
     def start(self) -> GatewayReport:
@@ -52,11 +54,15 @@ class GatewayProcess:
     def connect(self, gateways: Iterable[Address]) -> None:
         """Gateways learn of workers by their heartbeats, and of one another not at all."""
 
+    def lost(self, name: str, incarnation: int) -> None:
+        """An instance is known to be dead, before its heartbeats have run out."""
+        self._service.worker_lost((name, incarnation))
+
     def wait(self) -> None:
         self._stopped.wait()
 
     def drain(self, timeout_s: float) -> bool:
-        return bool(self._service.drain(timeout_s))
+        return self._service.drain(timeout_s)
 
     def stop(self) -> None:
         self._service.stop()

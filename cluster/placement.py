@@ -95,7 +95,8 @@ def place(
 ) -> dict[str, Placement]:
     """Assign `members` (default: all of them) to nodes, beside those already `placed`.
 
-    Members with the fewest possible nodes choose first; each takes the possible node with the fewest instances per core.
+    Members with the fewest possible nodes choose first; each takes the possible node with the fewest instances per core,
+    and of equals the one with the most cores.
     The cores of a node are divided among the instances that share it. `free` of the nodes must not count what this call
     places, and must already be less what `placed` hold.
 
@@ -148,8 +149,9 @@ def _choose(candidates: list[Node], pool: PoolConfig, free: dict[str, dict[str, 
     if not fitting:
         return None
 
-    def crowding(node: Node) -> tuple[float, int, str]:
-        return sharing[node.node_id] / max(1.0, node.total.get("CPU", 1.0)), sharing[node.node_id], node.node_id
+    def crowding(node: Node) -> tuple[float, float, str]:
+        cores = max(1.0, node.total.get("CPU", 1.0))
+        return sharing[node.node_id] / cores, -cores, node.node_id
 
     return min(fitting, key=crowding)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import sys
 import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
@@ -66,8 +67,11 @@ class RaySession:
             prepare_local(os.environ)
         else:
             _check_reachable(address)
+        imported = "ray" in sys.modules
         import ray
 
+        if imported and address is None:
+            read_environment_again()
         seconds = {"import ray": time.perf_counter() - began_s}
         processes = OwnProcesses()
         if ray.is_initialized():
@@ -127,6 +131,16 @@ class RaySession:
             ray.shutdown()
         if self.local:
             self.processes.end()
+
+
+def read_environment_again() -> None:
+    """For a program that imported Ray before the environment was prepared: what Ray keeps of it from its import."""
+    from ray._private import ray_constants
+    from ray._raylet import Config  # type: ignore[attr-defined]  # of compiled code
+
+    Config.initialize("")
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(name, ray_constants.ENABLE_RAY_CLUSTER)
 
 
 def _check_reachable(address: str) -> None:

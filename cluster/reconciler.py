@@ -74,7 +74,8 @@ Action = Start | Kill | GiveUp
 
 @dataclass
 class Slot:
-    """What is known of one member. `since_s` is when it entered its phase, `not_before_s` when it may start again."""
+    """What is known of one member. `since_s` is when it entered its phase, `not_before_s` when it may start again, `condemned`
+    why it was ordered to be killed, `reason` why it last ended."""
 
     name: str
     incarnation: int = 0
@@ -85,7 +86,7 @@ class Slot:
     failed_starts: int = 0
     was_ready: bool = False
     hopeless: bool = False
-    killing: bool = False
+    condemned: str = ""
     reason: str = ""
 
     @property
@@ -113,7 +114,7 @@ class Reconciler:
     def ready(self, name: str, incarnation: int, now_s: float) -> bool:
         """A member finished starting. False when that incarnation is not the one being started."""
         slot = self._current(name, incarnation)
-        if slot is None or slot.phase is not Phase.STARTING or slot.killing:
+        if slot is None or slot.phase is not Phase.STARTING or slot.condemned:
             return False
         slot.phase, slot.since_s, slot.failed_starts, slot.was_ready = Phase.READY, now_s, 0, True
         return True
@@ -132,7 +133,7 @@ class Reconciler:
             slot.failures += 1
         else:
             slot.failures = 1 if now_s - slot.since_s >= self._policy.settled_s else slot.failures + 1
-        slot.phase, slot.since_s, slot.killing, slot.reason = Phase.ABSENT, now_s, False, reason
+        slot.phase, slot.since_s, slot.reason, slot.condemned = Phase.ABSENT, now_s, slot.condemned or reason, ""
         slot.not_before_s = now_s + self._policy.delay_s(slot.failures)
         slot.hopeless = hopeless and not slot.was_ready
         return True
@@ -140,9 +141,9 @@ class Reconciler:
     def condemn(self, name: str, incarnation: int, reason: str) -> Kill | None:
         """A live member that has to go (it no longer answers). Its end is still to be reported by `ended`."""
         slot = self._current(name, incarnation)
-        if slot is None or slot.killing:
+        if slot is None or slot.condemned:
             return None
-        slot.killing = True
+        slot.condemned = reason
         return Kill(name, incarnation, reason)
 
     def step(self, now_s: float) -> list[Action]:
@@ -155,7 +156,7 @@ class Reconciler:
         due += [
             slot.since_s + self._policy.start_timeout_s
             for slot in self._slots.values()
-            if slot.phase is Phase.STARTING and not slot.killing
+            if slot.phase is Phase.STARTING and not slot.condemned
         ]
         return max(0.0, min(due) - now_s) if due else None
 

@@ -161,6 +161,7 @@ def test_a_dead_instance_is_replaced_and_told_of_the_gateway(controller: Control
     fleet.end("decode-0", "killed")
     controller.turn()
     assert not controller.ready
+    assert fleet.told == [(GATEWAY, "lost", "decode-0", 1)], "the gateway must not have to wait for heartbeats to run out"
     controller.turn()
     assert fleet.incarnations("decode-0") == [1, 2]
     replacement = fleet.orders[-1].spec

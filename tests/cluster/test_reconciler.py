@@ -83,6 +83,7 @@ def test_a_start_that_hangs_is_killed_and_counts_as_failed() -> None:
     assert not reconciler.ready("a", 1, 61.0), "a condemned member must not become ready"
     reconciler.ended("a", 1, "killed", 62.0)
     assert reconciler.slots["a"].failed_starts == 1
+    assert reconciler.slots["a"].reason == "not ready after 60 s", "the cause, not the weapon"
 
 
 def test_a_member_is_condemned_once() -> None:
@@ -165,7 +166,7 @@ class ClusterMachine(RuleBasedStateMachine):
             self.now_s += POLICY.backoff_cap_s
             self.step()
             for name, incarnation in list(self.alive.items()):
-                if self.reconciler.slots[name].killing:
+                if self.reconciler.slots[name].condemned:
                     self.reconciler.ended(name, incarnation, "killed", self.now_s)
                     del self.alive[name]
                 else:

@@ -54,6 +54,10 @@ class FakeGateway:
     def connect(self, gateways: Iterable[Address]) -> None:
         pass
 
+    def lost(self, name: str, incarnation: int) -> None:
+        if self._heard.get(name, [0])[0] == incarnation:
+            del self._heard[name]
+
     def wait(self) -> None:
         self._stopped.wait()
 
