@@ -13,7 +13,7 @@ EXPECTED_OUTPUT_TOKENS = 128
 
 def drain_s(instance: Instance) -> float:
     """Time until the prompts that wait there are prefilled, taking them to be of equal length."""
-    tokens = instance.beat.load.waiting_tokens + instance.assigned_prefill_tokens
+    tokens = instance.waiting_tokens
     if not tokens:
         return 0.0
     cost = instance.beat.cost

@@ -66,8 +66,9 @@ def candidates(request: Request, snapshot: Snapshot, avoid: frozenset[InstanceKe
     """Who may serve the request: a mixed instance on its own or as either side; a decode instance on its own when the
     prompt is short or no live instance can prefill for it."""
     short = len(request.prompt) <= local_prefill_tokens
-    decoders = [item for item in _allowed(snapshot.decode, avoid) if fits(item, request.max_context_tokens)]
-    prefillers = [item for item in _allowed(snapshot.prefill, avoid) if fits(item, len(request.prompt))]
+    context, prompt = request.max_context_tokens, len(request.prompt)
+    decoders = [item for item in _allowed(snapshot.decode, avoid) if context <= item.capacity_tokens]
+    prefillers = [item for item in _allowed(snapshot.prefill, avoid) if prompt <= item.capacity_tokens]
     kinds = {item.kind for item in prefillers}
     local = [item for item in decoders if item.role is Role.MIXED or short or item.kind not in kinds]
     if short:
@@ -75,17 +76,11 @@ def candidates(request: Request, snapshot: Snapshot, avoid: frozenset[InstanceKe
     return Candidates(prefillers, [item for item in decoders if item.kind in kinds], local)
 
 
-def fits(instance: Instance, context_tokens: int) -> bool:
-    """Whether the instance could ever hold so long a context."""
-    beat = instance.beat
-    return context_tokens <= min(beat.max_model_len, beat.total_blocks * beat.layout.block_size)
-
-
 def nobody(request: Request, snapshot: Snapshot, avoid: frozenset[InstanceKey]) -> Rejection:
     """The refusal for a request without any candidate."""
     if not snapshot.decode:
         return Rejection("no live instance can decode")
-    if not any(fits(item, request.max_context_tokens) for item in snapshot.decode):
+    if not any(request.max_context_tokens <= item.capacity_tokens for item in snapshot.decode):
         return Rejection(f"no live instance has room for a context of {request.max_context_tokens} tokens")
     tried = sorted(f"{name}/{incarnation}" for name, incarnation in avoid)
     return Rejection(f"every instance that could serve the request has failed it: {', '.join(tried)}")

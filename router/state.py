@@ -33,24 +33,30 @@ SETTLE_S = 0.05
 class Instance:
     """One live worker as last heard of, plus what was assigned to it since.
 
-    `kind` is equal for instances whose KV is interchangeable (same fingerprint and layout). `assigned_*` count work sent
-    after the last heartbeat: prompt tokens to prefill, sequences to decode, and context tokens those will hold.
+    What decisions look at again and again is worked out once, when the view is made.
+
+    Attributes:
+        kind: equal for instances whose KV is interchangeable (same fingerprint and layout).
+        capacity_tokens: the longest context that it could ever hold: by the model, and by the size of its cache.
+        waiting_tokens: prompt tokens that wait there or are on their way.
+        sequences: sequences that run or wait there or are on their way.
+        assigned_sequences, assigned_context_tokens: the part of it sent after the last heartbeat, and the context tokens
+            that it will hold.
     """
 
     address: Address
+    key: InstanceKey
     role: Role
     kind: int
     beat: Heartbeat
     last_seen_s: float
     kv_bytes_per_token: int
-    stuck: bool = False
-    assigned_prefill_tokens: int = 0
-    assigned_sequences: int = 0
-    assigned_context_tokens: int = 0
-
-    @property
-    def key(self) -> InstanceKey:
-        return self.address.name, self.address.incarnation
+    capacity_tokens: int
+    stuck: bool
+    waiting_tokens: int
+    sequences: int
+    assigned_sequences: int
+    assigned_context_tokens: int
 
     @property
     def name(self) -> str:
@@ -64,15 +70,6 @@ class Instance:
     def usable(self) -> bool:
         """Whether new work may go there."""
         return not (self.stuck or self.beat.load.draining)
-
-    @property
-    def waiting_tokens(self) -> int:
-        return self.beat.load.waiting_tokens + self.assigned_prefill_tokens
-
-    @property
-    def sequences(self) -> int:
-        """Sequences that run, wait, or are on their way there."""
-        return self.beat.load.running + self.beat.load.waiting + self.assigned_sequences
 
 
 @dataclass(frozen=True)
@@ -93,8 +90,10 @@ class Snapshot:
 
     @cached_property
     def max_model_len(self) -> int | None:
-        """The longest context that every live instance can hold; None when none lives."""
-        return min((item.beat.max_model_len for item in self.instances), default=None)
+        """The longest context that every live instance can serve; None when none lives. A prefill instance whose cache is
+        too small for a prompt is passed over (its decode side prefills then), so only the model bounds it."""
+        limits = (item.beat.max_model_len if item.role is Role.PREFILL else item.capacity_tokens for item in self.instances)
+        return min(limits, default=None)
 
 
 @dataclass(slots=True)
@@ -195,16 +194,21 @@ class ClusterState:
 
     def _view(self, tracked: _Tracked) -> Instance:
         if tracked.view is None:
+            beat, load = tracked.beat, tracked.beat.load
+            sequences = _total(tracked.assigned, 2)
             tracked.view = Instance(
-                address=tracked.beat.worker,
+                address=beat.worker,
+                key=(beat.worker.name, beat.worker.incarnation),
                 role=tracked.role,
                 kind=tracked.kind,
-                beat=tracked.beat,
+                beat=beat,
                 last_seen_s=tracked.last_seen_s,
                 kv_bytes_per_token=tracked.kv_bytes_per_token,
+                capacity_tokens=min(beat.max_model_len, beat.total_blocks * beat.layout.block_size),
                 stuck=tracked.stuck,
-                assigned_prefill_tokens=_total(tracked.assigned, 1),
-                assigned_sequences=_total(tracked.assigned, 2),
+                waiting_tokens=load.waiting_tokens + _total(tracked.assigned, 1),
+                sequences=load.running + load.waiting + sequences,
+                assigned_sequences=sequences,
                 assigned_context_tokens=_total(tracked.assigned, 3),
             )
         return tracked.view

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gateway.detokenize import MAX_UNSETTLED_TOKENS, Detokenizer
 
-quick = settings(max_examples=300, deadline=None)
+quick = settings(max_examples=150, deadline=None)
 
 
 def pieces(tokenizer, prompt, ids):

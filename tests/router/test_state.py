@@ -125,8 +125,9 @@ def test_a_snapshot_does_not_change_when_the_cluster_does(state, beat):
 
 def test_the_context_limit_is_the_smallest_of_the_live(state, beat):
     assert state.snapshot().max_model_len is None
-    state.observe(beat("d0", max_model_len=4096), 0.0)
-    state.observe(beat("p0", role="prefill", max_model_len=2048), 0.0)
+    state.observe(beat("d0", max_model_len=4096, total_blocks=200), 0.0)
+    assert state.snapshot().max_model_len == 200 * 16
+    state.observe(beat("p0", role="prefill", max_model_len=2048, total_blocks=1), 0.0)
     assert state.snapshot().max_model_len == 2048
 
 
