@@ -61,7 +61,7 @@ class GatewayService:
         keys: the cluster's secret.
         model_path: local folder with the model's tokenizer and `config.json`.
         name, incarnation: this gateway's identity on the data plane.
-        mailbox_host: address of this machine that workers can reach.
+        mailbox_host: address of this machine that workers can reach; None takes the transfer's.
         on_ready: called with this service, in the loop's thread, once the port answers.
     """
 
@@ -75,7 +75,7 @@ class GatewayService:
         incarnation: int = 1,
         on_ready: Callable[[GatewayService], None] | None = None,
         policy: RoutingPolicy | None = None,
-        mailbox_host: str = "127.0.0.1",
+        mailbox_host: str | None = None,
     ) -> None:
         self._config = config
         self._keys = keys
@@ -83,7 +83,7 @@ class GatewayService:
         self._name = name
         self._incarnation = incarnation
         self._on_ready = on_ready
-        self._mailbox_host = mailbox_host
+        self._mailbox_host = mailbox_host or config.transfer.host or "127.0.0.1"
         self._policy = policy or make_policy(config.router, config.engine.max_waiting_tokens)
         self._clock = MonotonicClock()
         self._started = threading.Event()
@@ -137,6 +137,19 @@ class GatewayService:
     def snapshot(self) -> Snapshot:
         """The instances that the gateway believes in. Safe from any thread."""
         return self._call(self._snapshot())
+
+    def invariants(self) -> list[str]:
+        """What is still held or does not add up, in words; empty at rest. Safe from any other thread."""
+        return self._call(self._leftovers())
+
+    async def _leftovers(self) -> list[str]:
+        assert self._dispatcher is not None
+        counts = self._dispatcher.invariants()
+        ended = {name: counts.pop(name) for name in ("accepted", "completed", "failed", "cancelled")}
+        left = [f"{name}: {count}" for name, count in counts.items() if count]
+        if ended["accepted"] != ended["completed"] + ended["failed"] + ended["cancelled"] + counts["in_flight"]:
+            left.append(f"accepted requests do not add up: {ended}")
+        return left
 
     async def _snapshot(self) -> Snapshot:
         assert self._dispatcher is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 
 import openai
 import pytest
@@ -129,3 +130,15 @@ def test_nothing_is_left_running_after_many_requests(stage):
     assert counts["completed"] == 40
     stage.until(lambda: stage.invariants()["tasks"] <= counts["tasks"])
     assert counts["tasks"] < 10
+    assert stage.service.invariants() == []
+
+
+def test_what_is_under_way_shows_in_the_invariants(stage):
+    m0 = stage.worker("m0", behave=lambda worker, submit: None)
+    hold = threading.Thread(target=stage.http.post, args=("/v1/completions",), kwargs={"json": {"model": "tiny", "prompt": "hi"}})
+    hold.start()
+    stage.until(lambda: m0.submits != [])
+    assert "in_flight: 1" in stage.service.invariants()
+    m0.later(lambda: m0.answer(m0.submits[0]))
+    hold.join()
+    stage.until(lambda: stage.service.invariants() == [])
