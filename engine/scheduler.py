@@ -162,8 +162,7 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Decide one step, and allocate what it needs. None if nothing can be computed now: no work, or every block is
         kept for a transfer."""
-        self._promote()
-        preempted = self._grow_decodes()
+        preempted = self._form_batch()
         scheduled: list[Scheduled] = []
         budget = self._max_num_batched_tokens
         prefills: list[Sequence] = []
@@ -221,9 +220,18 @@ class Scheduler:
             self._run(sequence)
             budget -= self._schedule_chunk(sequence, budget, scheduled)
 
-    def _grow_decodes(self) -> list[Sequence]:
-        """Find room for the next token of everyone who decodes, oldest first, at the cost of the latest. Returns the
+    def _form_batch(self) -> list[Sequence]:
+        """Fill the batch with those who are ready, and find room for the next token of everyone who decodes. Returns the
         preempted."""
+        self._promote()
+        preempted = self._grow_running()
+        while self._ready and not self._running:  # those who ran gave way to earlier arrivals
+            self._promote()
+            preempted += self._grow_running()
+        return preempted
+
+    def _grow_running(self) -> list[Sequence]:
+        """Oldest first, at the cost of the latest."""
         preempted: list[Sequence] = []
         size, index = self.blocks.block_size, 0
         while index < len(self._running):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -14,21 +14,23 @@ from core.errors import ContextLengthExceeded, EngineFault, Overloaded
 from core.sampling import SamplingParams
 from engine.engine import Engine
 from engine.plan import StepPlan
-from engine.sequence import Sequence, Status
+from engine.sequence import NewToken, Sequence, Status
 from tests.support.engines import KVCheckingRunner, run_alone, sequence
 
-EOS_CHANCE = 0.05
+EOS_CHANCE = 0.02
 MAX_WAITING_TOKENS = 40
 
 prompts = st.builds(
-    lambda shared, own: [*range(shared), *own], st.integers(0, 10), st.lists(st.integers(40, 41), min_size=1, max_size=6)
+    lambda shared, own: [*range(shared), *own],
+    st.sampled_from([0, 4, 8, 14]),
+    st.lists(st.integers(40, 41), min_size=1, max_size=3),
 )
 samplings = st.builds(
     SamplingParams,
-    max_tokens=st.integers(1, 10),
+    max_tokens=st.sampled_from([1, 2, 8, 12, 16]),
     seed=st.integers(0, 1),
     ignore_eos=st.booleans(),
-    stop_token_ids=st.sampled_from([(), (3, 4, 5)]),
+    stop_token_ids=st.sampled_from([(), (), (3, 4)]),
 )
 
 
@@ -38,15 +40,20 @@ class Life:
     expected: list[int]
     delivered: list[int]
     reserved: bool = False
-    over: bool = field(default=False)
 
 
 class EngineMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lives: dict[str, Life] = {}
+        self.count = 0
+        self.build(8, 4, 4, 8, True)
+
     @initialize(
-        num_blocks=st.integers(4, 12),
-        block_size=st.integers(1, 4),
-        seqs=st.integers(1, 5),
-        budget=st.integers(1, 12),
+        num_blocks=st.integers(8, 14),
+        block_size=st.integers(1, 3),
+        seqs=st.integers(1, 6),
+        budget=st.integers(1, 8),
         prefix_cache=st.booleans(),
     )
     def build(self, num_blocks: int, block_size: int, seqs: int, budget: int, prefix_cache: bool) -> None:
@@ -60,8 +67,6 @@ class EngineMachine(RuleBasedStateMachine):
             prefix_cache=prefix_cache,
         )
         self.engine = Engine(self.runner, config, self.clock)
-        self.lives: dict[str, Life] = {}
-        self.count = 0
 
     # --- entering -----------------------------------------------------------------------------------------------------
 
@@ -88,13 +93,16 @@ class EngineMachine(RuleBasedStateMachine):
         return computed > self.num_blocks * self.block_size
 
     @rule(
-        prompt=prompts,
-        params=samplings,
+        newcomers=st.lists(st.tuples(prompts, samplings), min_size=1, max_size=4),
         replayed=st.integers(0, 3),
         hold=st.booleans(),
         salt=st.sampled_from([b"", b"", b"other"]),
     )
-    def add(self, prompt: list[int], params: SamplingParams, replayed: int, hold: bool, salt: bytes) -> None:
+    def add(self, newcomers: list[tuple[list[int], SamplingParams]], replayed: int, hold: bool, salt: bytes) -> None:
+        for prompt, params in newcomers:
+            self.add_one(prompt, params, replayed, hold, salt)
+
+    def add_one(self, prompt: list[int], params: SamplingParams, replayed: int, hold: bool, salt: bytes) -> None:
         life = self.new_life(prompt, params, replayed, hold, salt)
         load = self.engine.load()
         try:
@@ -108,8 +116,12 @@ class EngineMachine(RuleBasedStateMachine):
             assert not self.capacity_exceeded(life)
             self.lives[life.sequence.sequence_id] = life
 
-    @rule(prompt=prompts, params=samplings, replayed=st.integers(0, 3))
-    def reserve(self, prompt: list[int], params: SamplingParams, replayed: int) -> None:
+    @rule(newcomers=st.lists(st.tuples(prompts, samplings), min_size=1, max_size=3), replayed=st.integers(0, 3))
+    def reserve(self, newcomers: list[tuple[list[int], SamplingParams]], replayed: int) -> None:
+        for prompt, params in newcomers:
+            self.reserve_one(prompt, params, replayed)
+
+    def reserve_one(self, prompt: list[int], params: SamplingParams, replayed: int) -> None:
         life = self.new_life(prompt, params, replayed, False, b"")
         was_empty = not self.lives
         try:
@@ -132,9 +144,11 @@ class EngineMachine(RuleBasedStateMachine):
         ]
 
     @precondition(lambda self: self.of(Status.WAITING, reserved=True))
-    @rule(data=st.data())
-    def start(self, data: st.DataObject) -> None:
-        self.start_one(data.draw(st.sampled_from(self.of(Status.WAITING, reserved=True))))
+    @rule(latest_first=st.booleans(), count=st.integers(1, 3))
+    def start(self, latest_first: bool, count: int) -> None:
+        reserved = self.of(Status.WAITING, reserved=True)
+        for life in (reserved[::-1] if latest_first else reserved)[:count]:
+            self.start_one(life)
 
     def start_one(self, life: Life) -> None:
         moved = life.sequence
@@ -173,20 +187,27 @@ class EngineMachine(RuleBasedStateMachine):
 
     # --- stepping -----------------------------------------------------------------------------------------------------
 
-    @rule(times=st.integers(1, 4))
+    @rule(times=st.integers(1, 8))
     def step(self, times: int) -> None:
         for _ in range(times):
             self.step_once()
 
     def step_once(self) -> None:
+        """As a worker does: only when the engine says that there is work."""
+        if not self.engine.has_work:
+            assert not self.lives or self.pinned(), "nothing is pinned, and yet the living have no work"
+            return
         output = self.engine.step()
         assert output.failed == ()
         if output.plan is None:
             assert output.tokens == ()
-            assert not self.engine.has_work or self.pinned(), "there is work, nothing is pinned, and yet no step"
+            assert self.pinned(), "nothing is pinned, and yet there was nothing to compute"
             return
         self.check_plan(output.plan)
-        for new in output.tokens:
+        self.take(output.tokens)
+
+    def take(self, tokens: tuple[NewToken, ...]) -> None:
+        for new in tokens:
             life = self.lives[new.sequence.sequence_id]
             assert new.position == len(life.delivered)
             life.delivered.append(new.token)
@@ -208,37 +229,35 @@ class EngineMachine(RuleBasedStateMachine):
         assert all(item.count > 0 for item in plan.scheduled)
         assert not any(victim.hold for victim in plan.preempted)
 
-    @precondition(lambda self: self.lives)
-    @rule(data=st.data())
-    def step_with_a_fault(self, data: st.DataObject) -> None:
-        raises = data.draw(st.booleans())
+    @precondition(lambda self: self.engine.has_work)
+    @rule(faulty=st.sampled_from([None, 0, 0, 1]))
+    def step_with_a_fault(self, faulty: int | None) -> None:
+        """One entry of the plan is faulty, or (None) the whole step raises."""
 
         def fault(plan: StepPlan) -> dict[int, str]:
-            if raises:
+            if faulty is None:
                 raise RuntimeError("injected")
-            return dict.fromkeys(range(len(plan.scheduled)), "injected")
+            return {faulty: "injected"} if faulty < len(plan.scheduled) else {}
 
         self.runner.fault = fault
         output = self.engine.step()
         self.runner.fault = None
         scheduled = [item.sequence for item in output.plan.scheduled] if output.plan else []
-        assert [failed for failed, _ in output.failed] == scheduled
+        doomed = scheduled if faulty is None else scheduled[faulty : faulty + 1]
+        assert [failed for failed, _ in output.failed] == doomed
         assert all(isinstance(error, EngineFault) for _, error in output.failed)
-        for failed in scheduled:
+        for failed in doomed:
             self.bury(self.lives[failed.sequence_id])
+        self.take(output.tokens)
 
     @invariant()
     def nothing_is_leaked_shared_or_miscounted(self) -> None:
-        if not hasattr(self, "engine"):
-            return
         left = [f"sequence {name} is still {life.sequence.status.value}" for name, life in self.lives.items()]
         assert sorted(self.engine.invariants()) == sorted(left)
         assert self.runner.wrong == []
 
     def teardown(self) -> None:
         """Everyone who was accepted ends once transfers do, and leaves nothing behind."""
-        if not hasattr(self, "engine"):
-            return
         for _ in range(10_000):
             if not self.lives:
                 break

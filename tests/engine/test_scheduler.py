@@ -271,6 +271,20 @@ def test_the_ready_give_way_before_earlier_arrivals_that_run() -> None:
     assert it.check() == []
 
 
+def test_the_ready_take_over_when_whoever_ran_gives_way_to_them() -> None:
+    it = scheduler(4, max_num_seqs=1)
+    first, second = prompt("first", 8), prompt("second", 8)
+    for each in (first, second):
+        assert it.reserve(each)
+    for each in (second, first):
+        it.activate(each)
+        each.computed_tokens = 8
+        each.tokens.append(1)
+    plan = apply(it.schedule())
+    assert plan.preempted == (second,)
+    assert shape(plan) == [("first", 8, 1, True)]
+
+
 def test_there_is_no_work_while_every_block_is_kept_for_a_transfer() -> None:
     it = scheduler(4)
     held = prompt("held", 16, hold=True)
