@@ -21,7 +21,7 @@ import structlog
 
 from cluster.gateway_process import GatewayReport, GatewaySpec
 from cluster.orders import Actors, Ended, Event, Order, Ready, Silent
-from cluster.placement import NODE_LABEL, Node, Placement, place
+from cluster.placement import LOOPBACK, NODE_LABEL, Node, Placement, place
 from cluster.reconciler import GiveUp, Kill, Phase, Reconciler, RestartPolicy, Slot, Start
 from cluster.spec import InstanceReport, InstanceSpec
 from core.clock import Clock
@@ -113,6 +113,7 @@ class Controller:
             self._records[name] = _Record(config.pools[placement.member.pool].role.value, placement)
         self._reconciler = Reconciler(self._records, policy)
         self._gateway: Address | None = None
+        self._url: str | None = None
         self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._failure: Exception | None = None
@@ -130,11 +131,10 @@ class Controller:
 
     @property
     def url(self) -> str:
-        """Where the gateway listens. Raises LaunchError before it does."""
-        report = self._records[GATEWAY].report
-        if not isinstance(report, GatewayReport):
+        """Where the gateway listens, or will again when it is replaced. Raises LaunchError before it ever did."""
+        if self._url is None:
             raise LaunchError("the gateway is not up")
-        return report.url
+        return self._url
 
     @property
     def ready(self) -> bool:
@@ -244,7 +244,7 @@ class Controller:
 
     def _gateway_order(self, incarnation: int) -> Order:
         host = next(record.placement.host for record in self._records.values() if record.placement is not None)
-        if host != "127.0.0.1":
+        if host != LOOPBACK:
             host = next(
                 (node.address for node in self._surroundings.nodes() if node.node_id == self._surroundings.gateway_node), host
             )
@@ -289,7 +289,7 @@ class Controller:
         process_s = now_s - record.spawned_s - sum(report.seconds.values())
         record.seconds = {"process": max(0.0, process_s), **report.seconds}
         if isinstance(report, GatewayReport):
-            self._gateway = report.address
+            self._gateway, self._url = report.address, report.url
             self._keep_port(report.url)
             introduced = [n for n, slot in self._reconciler.slots.items() if n != GATEWAY and slot.phase is Phase.READY]
         else:

@@ -216,7 +216,6 @@ def serve(
         except Interrupted:
             console.print("Stopped while starting.")
             return
-        _install(stop, hurry)  # Ray put a handler of its own in place while it started
         console.print(breakdown(cluster.seconds, cluster.instances(), cluster.total_s))
         console.print(f"Serving [bold]{config.gateway.served_model_name or config.model}[/bold] at {cluster.url}", soft_wrap=True)
         try:
@@ -239,20 +238,17 @@ def _health(url: str) -> tuple[bool, str]:
         return False, str(error)
 
 
-def _install(stop: threading.Event, hurry: threading.Event) -> None:
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        (hurry if stop.is_set() else stop).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
-
-
 @contextmanager
 def _signals() -> Iterator[tuple[threading.Event, threading.Event]]:
     """Turn the first SIGTERM or SIGINT into one event and the second into another, and put things back afterwards."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     stop, hurry = threading.Event(), threading.Event()
-    _install(stop, hurry)
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield stop, hurry
     finally:

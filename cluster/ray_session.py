@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from cluster.own_processes import OwnProcesses
@@ -77,18 +80,13 @@ class RaySession:
         if ray.is_initialized():
             return cls(local=False, owned=False, processes=processes, seconds=seconds)
         began_s = time.perf_counter()
-        quiet = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
+        options: dict[str, object] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
+        if address is None:
+            options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+            options["_system_config"] = dict(LOCAL_SYSTEM_CONFIG)
         try:
-            if address is None:
-                ray.init(
-                    address="local",
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _system_config=dict(LOCAL_SYSTEM_CONFIG),
-                    **quiet,
-                )
-            else:
-                ray.init(address=address, **quiet)
+            with _own_signals():
+                ray.init(address=address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = "on this machine" if address is None else f"at {address}"
             raise LaunchError(f"Ray {where}: {error}") from error
@@ -131,6 +129,17 @@ class RaySession:
             ray.shutdown()
         if self.local:
             self.processes.end()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray puts its own SIGTERM handler in; whoever calls us keeps theirs."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def read_environment_again() -> None:

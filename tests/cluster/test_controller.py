@@ -178,6 +178,7 @@ def test_a_dead_gateway_comes_back_on_its_port_and_every_instance_hears_of_it(co
     fleet.told.clear()
     fleet.end(GATEWAY, "killed")
     controller.turn()
+    assert controller.url == "http://127.0.0.1:4321", "clients may ask while it is away"
     controller.turn()
     spec = fleet.orders[-1].spec
     assert isinstance(spec, GatewaySpec)

@@ -14,7 +14,7 @@ from cluster.controller import MemberView
 from cluster.launch import Cluster
 from cluster.own_processes import OwnProcesses
 from cluster.placement import ACCELERATOR_LABEL
-from cluster.ray_session import read_environment_again, prepare_local
+from cluster.ray_session import prepare_local, read_environment_again
 from core.config import ClusterConfig
 from core.errors import NoSuchAccelerator
 
