@@ -200,11 +200,13 @@ class SendLink:
             return None, None
 
     def _connected(self) -> tuple[Connection, Peer]:
-        """The connection, dialled if there is none. Raises TransferError: every session there was has failed with it."""
+        """The connection, dialled if there is none. Raises TransferError: every session that waited for it has failed too
+        (those that came during the dial get one of their own)."""
         with self._changed:
             if self._connection is not None and self._peer is not None:
                 return self._connection, self._peer
         self._join_listener()
+        waiting = self._all()
         connection: Connection | None = None
         try:
             connection = self._transport.connect(self.endpoint)
@@ -213,8 +215,9 @@ class SendLink:
             self._adopt(connection, peer)
         except TransferError as error:
             if connection is not None:
-                self._forget(connection)
-            for session in self._all():
+                connection.close()
+                self._hang_up(error, connection)
+            for session in waiting:
                 self._fail(session, error)
             raise
         self._listener = threading.Thread(
@@ -224,9 +227,11 @@ class SendLink:
         return connection, peer
 
     def _adopt(self, connection: Connection, peer: Peer | None) -> None:
-        """Make it the link's connection, proved once there is a peer. Raises TransferError if it was given up meanwhile."""
+        """Make it the link's connection, proved once there is a peer. Raises TransferError if it was given up meanwhile, or
+        if every session that it was dialled for has ended: then no lease would watch over its handshake."""
         with self._changed:
-            if self._stopping or (peer is not None and self._connection is not connection):
+            given_up = not self._sessions if peer is None else self._connection is not connection
+            if self._stopping or given_up:
                 raise TransferAborted(f"the connection to {self.endpoint} was given up")
             self._connection, self._peer = connection, peer
 
@@ -368,19 +373,15 @@ class SendLink:
             connection = self._connection
             if connection is None or (only is not None and connection is not only):
                 return
+            # In one step: a session that begins after this begins on the next connection.
+            self._connection, self._peer = None, None
             bound = [session for session in self._sessions.values() if session.bound]
             for session in bound:
                 session.bound = False
-        self._forget(connection)
+            self._changed.notify()
+        connection.close()
         for session in bound:
             self._fail(session, error)
-
-    def _forget(self, connection: Connection) -> None:
-        connection.close()
-        with self._changed:
-            if self._connection is connection:
-                self._connection, self._peer = None, None
-            self._changed.notify()
 
     def _end(self, session: LinkSession) -> bool:
         """With the lock held. False if it had ended before."""
