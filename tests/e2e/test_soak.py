@@ -1,0 +1,71 @@
+"""64 streams at once, for a minute: no error, and nothing that grows."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from cluster.launch import Cluster
+from engine.model_factory import make_model
+from tests.support.cluster import complete, left_over, serving
+
+STREAMS = 64
+SECONDS = 60.0
+WARM_SECONDS = 10.0
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder: Path = make_model(tmp_path_factory.mktemp("models") / "llama", "llama", dtype="float32", seed=3)
+    with serving(folder, "prefill", "decode") as cluster:
+        yield cluster
+
+
+async def load(url: str, seconds: float, seed: int) -> int:
+    """`STREAMS` clients that ask again as soon as they are answered, a tenth of them hanging up early. Requests ended."""
+    until_s = time.monotonic() + seconds
+    ended = 0
+
+    async def ask_again_and_again(client: httpx.AsyncClient, dice: random.Random) -> None:
+        nonlocal ended
+        while time.monotonic() < until_s:
+            prompt = [dice.randrange(3, 200) for _ in range(dice.randrange(1, 200))]
+            asked = complete(client, prompt, max_tokens=dice.randrange(1, 100), temperature=dice.choice([0, 0.8]))
+            if dice.random() < 0.1:
+                try:
+                    await asyncio.wait_for(asked, timeout=dice.random() * 0.2)
+                except TimeoutError:
+                    continue
+            else:
+                await asked
+            ended += 1
+
+    async with httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=None)) as client:
+        await asyncio.gather(*(ask_again_and_again(client, random.Random(seed + index)) for index in range(STREAMS)))
+    return ended
+
+
+def descriptors(cluster: Cluster) -> dict[str, int]:
+    return {member.name: psutil.Process(member.pid).num_fds() for member in cluster.instances() if member.pid}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_64_streams_for_a_minute_fail_nothing_and_leave_nothing(cluster: Cluster) -> None:
+    asyncio.run(load(cluster.url, WARM_SECONDS, seed=1))
+    assert left_over(cluster) == []
+    before, tasks = descriptors(cluster), httpx.get(f"{cluster.url}/debug/invariants").json()["tasks"]
+    assert set(before) == {"gateway", "prefill0-0", "decode1-0"}
+    assert asyncio.run(load(cluster.url, SECONDS, seed=1000)) > STREAMS
+    assert left_over(cluster) == []
+    assert httpx.get(f"{cluster.url}/debug/invariants").json()["failed"] == 0
+    after = descriptors(cluster)
+    assert all(after[name] <= before[name] + 4 for name in before), (before, after)
+    assert httpx.get(f"{cluster.url}/debug/invariants").json()["tasks"] <= tasks + 2
