@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from core.clock import ManualClock
-from core.errors import TransferError
+from core.errors import CorruptTransfer, TransferError
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.frames import HEADER_BYTES, Begin, Finish, Header, Kind, parse_header, unpack_body
 from kv_transfer.inbound import GrantEnded, InboundGrant
@@ -94,3 +94,11 @@ def test_the_lease_runs_from_the_last_frame() -> None:
     received, _ = grant.finish(header, packed, unpack_body(payload, Finish))
     assert received.transfer_s == 16.0  # from the first piece on
     assert header.kind is Kind.FINISH
+
+
+def test_a_frame_out_of_turn_is_refused_before_it_is_written() -> None:
+    store = poisoned(layout(4))
+    grant = begun(store)
+    with pytest.raises(CorruptTransfer, match="expected 1"):
+        grant.write(*parts(FRAMES[2]))
+    assert untouched_outside(store, [6, 2], 0, 0)
