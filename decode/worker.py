@@ -20,7 +20,6 @@ All methods run on the engine's thread.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -31,14 +30,12 @@ from core.errors import CorruptTransfer, DeadlineExceeded, HetServeError, Invali
 from core.mailbox import Peers
 from core.messages import Address, Grant, Handoff, Renew, Revoke, ServedBy, Submit, TokenItem
 from core.outbox import Outbox
+from core.renewals import Renewals
 from core.tokens import unpack_tokens
 from engine.engine import Engine
 from engine.sequence import NewToken, Sequence
 from kv_transfer.events import Broken, Received
 from kv_transfer.receiver import KVReceiver
-
-RENEW_SHARE = 3
-"""Renewals per lease: two may be lost before the other side gives up."""
 
 
 class Phase(Enum):
@@ -87,7 +84,7 @@ class DecodeWorker:
         self._attempts: dict[str, DecodeAttempt] = {}
         self._queue: deque[DecodeAttempt] = deque()
         self._last_grant = 0
-        self._renewed_s = clock.now()
+        self._renewals = Renewals(address, peers, clock, lease_s)
 
     @property
     def attempts(self) -> int:
@@ -227,10 +224,11 @@ class DecodeWorker:
             elif attempt.phase is not Phase.RUNNING and now_s >= attempt.lease_until_s and attempt.prefill is not None:
                 error = LeaseExpired(f"prefill instance {attempt.prefill.name} was silent for {self._lease_s:g} s")
                 self._fail(attempt, error)
-        if now_s - self._renewed_s >= self._lease_s / RENEW_SHARE:
-            self._renewed_s = now_s
-            for prefill, attempts in _waiting_by_peer(self._attempts.values()).items():
-                self._peers.send(prefill.mailbox, Renew(worker=self._address, attempts=tuple(attempts)))
+        self._renewals.send(
+            (attempt.prefill, attempt_id)
+            for attempt_id, attempt in self._attempts.items()
+            if attempt.prefill is not None and attempt.phase is not Phase.RUNNING
+        )
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -295,14 +293,6 @@ class DecodeWorker:
             self._peers.send(attempt.prefill.mailbox, Revoke(attempt=attempt.submit.attempt, reason=str(error)))
         self._drop(attempt, error.code)
         self._outbox.failed(attempt.submit.gateway, attempt.submit.attempt, error)
-
-
-def _waiting_by_peer(attempts: Iterable[DecodeAttempt]) -> dict[Address, list[str]]:
-    peers: dict[Address, list[str]] = {}
-    for attempt in attempts:
-        if attempt.prefill is not None and attempt.phase is not Phase.RUNNING:
-            peers.setdefault(attempt.prefill, []).append(attempt.submit.attempt)
-    return peers
 
 
 def _served(attempt: DecodeAttempt) -> ServedBy:

@@ -20,7 +20,6 @@ All methods run on the engine's thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -30,6 +29,7 @@ from core.errors import DeadlineExceeded, EngineFault, HetServeError, InvalidReq
 from core.mailbox import Peers
 from core.messages import Abandon, Address, Grant, Handoff, Renew, ServedBy, Submit, TokenItem
 from core.outbox import Outbox
+from core.renewals import Renewals
 from core.tokens import unpack_tokens
 from engine.engine import Engine
 from engine.plan import StepPlan
@@ -37,9 +37,6 @@ from engine.sequence import NewToken, Sequence, Status
 from kv_transfer.events import Delivered, SendFailed
 from kv_transfer.sender import KVSender, SendSession
 from prefill.early_grants import EarlyGrants
-
-RENEW_SHARE = 3
-"""Renewals per lease: two may be lost before the other side gives up."""
 
 
 @dataclass(eq=False)
@@ -66,12 +63,11 @@ class PrefillWorker:
         self._sender = sender
         self._outbox = outbox
         self._peers = peers
-        self._address = address
         self._clock = clock
         self._lease_s = lease_s
         self._attempts: dict[str, PrefillAttempt] = {}
         self._early = EarlyGrants(clock, lease_s)
-        self._renewed_s = clock.now()
+        self._renewals = Renewals(address, peers, clock, lease_s)
 
     @property
     def attempts(self) -> int:
@@ -186,9 +182,7 @@ class PrefillWorker:
                 error = LeaseExpired(f"decode instance {attempt.decode.name} was silent for {self._lease_s:g} s")
                 self._fail(attempt, error)
         self._early.sweep()
-        if now_s - self._renewed_s >= self._lease_s / RENEW_SHARE:
-            self._renewed_s = now_s
-            self._renew()
+        self._renewals.send((attempt.decode, attempt_id) for attempt_id, attempt in self._attempts.items())
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -201,10 +195,11 @@ class PrefillWorker:
             attempt=sequence.sequence_id,
             grant=grant.grant,
             endpoint=grant.kv_endpoint,
-            blocks=tuple(sequence.blocks),
+            blocks=sequence.blocks,
             first_token=grant.first_token,
             num_tokens=_prefilled_tokens(attempt),
             lease_s=grant.lease_s,
+            incarnation=grant.decode.incarnation,
         )
         if sequence.computed_tokens > 0:
             for layer in range(len(self._engine.layout.layers)):
@@ -239,17 +234,6 @@ class PrefillWorker:
 
     def _tell(self, attempt: PrefillAttempt, reason: str) -> None:
         self._peers.send(attempt.decode.mailbox, Abandon(attempt=attempt.submit.attempt, reason=reason))
-
-    def _renew(self) -> None:
-        for decode, attempts in _by_peer(self._attempts.values()).items():
-            self._peers.send(decode.mailbox, Renew(worker=self._address, attempts=tuple(attempts)))
-
-
-def _by_peer(attempts: Iterable[PrefillAttempt]) -> dict[Address, list[str]]:
-    peers: dict[Address, list[str]] = {}
-    for attempt in attempts:
-        peers.setdefault(attempt.decode, []).append(attempt.submit.attempt)
-    return peers
 
 
 def _prefilled_tokens(attempt: PrefillAttempt) -> int:
