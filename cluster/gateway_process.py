@@ -69,4 +69,4 @@ class GatewayProcess:
         self._stopped.set()
 
     def invariants(self) -> list[str]:
-        return []
+        return self._service.invariants()
