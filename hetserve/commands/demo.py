@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +17,7 @@ from rich.text import Text
 
 from hetserve._app_path import use_app
 from hetserve.client import Client
+from hetserve.commands.interrupts import Interrupts
 from hetserve.commands.pools import PoolFlags, with_flags
 from hetserve.errors import APIError
 from hetserve.exchange import Timeouts
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from core.config import ClusterConfig
 
 SIZE = "15m"
+MADE_HERE = ".random"
+"""Marks a folder of random weights that is complete: one left half made is made again."""
 PROMPTS = (
     "Once upon a time, in a harbour at the edge of the map, a keeper of the light wrote down every ship that passed.",
     "List three reasons why reading a prompt and writing an answer suit different processors:",
@@ -71,26 +72,8 @@ def demo(
     console = Console(highlight=False)
     use_app()
     chosen = _model(console, model, folder)
-    from cluster.launch import Cluster
-
-    console.rule("1. Start: one prefill and one decode instance on Ray")
-    cluster = Cluster(demo_config(chosen), console=console)
-    processes: list[psutil.Process] = []
-    try:
-        cluster.start()
-        _stop_on_sigterm()  # Ray put a handler of its own in place while it started
-        processes = _children()
-        console.print(f"Ready in {cluster.total_s:.1f} s at {cluster.url}, with OpenAI's API.", soft_wrap=True)
-        console.rule("2. Ask")
-        if model is None:
-            console.print("[dim]The weights are random: what follows is gibberish, and so it should be.[/dim]")
-        served = ask(console, cluster.url, max_tokens, seed)
-        console.rule("3. How it was served")
-        console.print(served_table(served))
-    finally:
-        console.print("Stopping.")
-        cluster.stop()
-    left = _left_over(processes)
+    with Interrupts().installed() as interrupts:
+        served, left = _run(console, chosen, interrupts, max_tokens, seed)
     for process in left:
         console.print(f"[red]still running: {process}[/red]")
     failed = [item for item in served if item.error is not None]
@@ -104,6 +87,37 @@ def demo(
         "Nothing was left running.[/green]",
         soft_wrap=True,
     )
+
+
+def _run(
+    console: Console, model: Path, interrupts: Interrupts, max_tokens: int, seed: int
+) -> tuple[list[Served], list[psutil.Process]]:
+    """Start, ask, stop. Returns what was served, and the processes that outlived the stop.
+
+    Raises KeyboardInterrupt when told to end, after everything was stopped.
+    """
+    from cluster.launch import Cluster, Interrupted
+
+    console.rule("1. Start: one prefill and one decode instance on Ray")
+    cluster = Cluster(demo_config(model), console=console)
+    processes: list[psutil.Process] = []
+    try:
+        cluster.start(interrupts.asked)
+        processes = _children()
+        console.print(f"Ready in {cluster.total_s:.1f} s at {cluster.url}, with OpenAI's API.", soft_wrap=True)
+        console.rule("2. Ask")
+        if (model / MADE_HERE).exists():
+            console.print("[dim]The weights are random: what follows is gibberish, and so it should be.[/dim]")
+        with interrupts.at_once():
+            served = ask(console, cluster.url, max_tokens, seed)
+        console.rule("3. How it was served")
+        console.print(served_table(served))
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    finally:
+        console.print("Stopping.")
+        cluster.stop()
+    return served, _left_over(processes)
 
 
 def demo_config(model: Path) -> ClusterConfig:
@@ -173,8 +187,8 @@ def size(count: int) -> str:
 def _model(console: Console, model: Path | None, folder: Path) -> Path:
     if model is not None:
         return model
-    made = folder / f"llama-{SIZE}"  # the mark keeps a folder that was left half made from being taken for one
-    done = made / ".complete"
+    made = folder / f"llama-{SIZE}"
+    done = made / MADE_HERE
     if not done.exists():
         began_s = time.monotonic()
         from transformers.utils.logging import disable_progress_bar
@@ -239,10 +253,3 @@ def _left_over(processes: list[psutil.Process]) -> list[psutil.Process]:
 
     _, alive = psutil.wait_procs({*processes, *_children()}, timeout=GONE_WITHIN_S)
     return [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-
-
-def _stop_on_sigterm() -> None:
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
