@@ -1,7 +1,8 @@
 """The live actors of one cluster: makes them, calls them, and reports what becomes of them.
 
 Each actor has one call outstanding that tells its fate: `start` until that returns, then `wait`. When it resolves, the actor
-is ready, or ended. An end is reported once the process is known to be gone, never before, so that a successor cannot meet it.
+is ready, or ended. An end is reported once Ray has declared the actor dead. The process is gone by then, but for one that is
+stopped (SIGSTOP): Ray kills it a moment later (`kill_worker_timeout_milliseconds`), and its incarnation fences it until then.
 Beside that, actors are pinged: a process that is there and answers nothing (stopped, swapped out, its node unreachable) is
 reported as silent.
 

@@ -28,8 +28,13 @@ ADDRESS_VARIABLE = "RAY_ADDRESS"
 OBJECT_STORE_BYTES = 100 << 20
 """The least Ray takes: nothing of ours goes through its object store but reports."""
 REACH_TIMEOUT_S = 3.0
-LOCAL_SYSTEM_CONFIG = {"enable_worker_prestart": False, "prestart_worker_first_driver": False}
-"""Our actors need an environment of their own, so that processes started ahead for plain tasks would only cost start-up time."""
+LOCAL_SYSTEM_CONFIG = {
+    "enable_worker_prestart": False,
+    "prestart_worker_first_driver": False,
+    "kill_worker_timeout_milliseconds": 500,
+}
+"""Our actors need an environment of their own, so that processes started ahead for plain tasks would only cost start-up time.
+A process that is stopped and cannot end itself is killed half a second later, not five."""
 
 
 def ray_address(environment: MutableMapping[str, str] | None = None) -> str | None:
