@@ -17,7 +17,7 @@ from hetserve.async_client import AsyncClient
 from hetserve.bench.measure import Outcome, run_open_loop
 from hetserve.bench.report import Report, Spread, Targets, report
 from hetserve.bench.workload import Arrival, Arrivals, PromptMaker, arrival_times, read_trace, synthetic
-from hetserve.commands.usage import ApiKey, Url, UsageError, connect
+from hetserve.commands.usage import ApiKey, Url, UsageError, connect, console
 from hetserve.exchange import Timeouts
 from hetserve.retries import Retries
 
@@ -75,11 +75,12 @@ def bench(
     outcomes = asyncio.run(_run(url, api_key, name, plan, prompts, temperature, timeout_s))
     targets = Targets(None if ttft_ms is None else ttft_ms / 1e3, None if tpot_ms is None else tpot_ms / 1e3)
     result = report(outcomes, targets)
-    console = Console()
-    console.print(summary_table(result))
-    console.print(latency_table(result))
+    out = console()
+    out.print(summary_table(result))
+    if result.spreads:
+        out.print(latency_table(result))
     if result.lag.p99 > LATE_S:
-        console.print(f"This machine sent requests up to {result.lag.max * 1e3:.0f} ms late: too busy for exact figures.")
+        out.print(f"This machine sent requests up to {result.lag.max * 1e3:.0f} ms late: too busy for exact figures.")
     if json_out is not None:
         json_out.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
     if not result.completed:
@@ -97,8 +98,8 @@ async def _run(
 ) -> list[Outcome]:
     timeouts = Timeouts(connect_s=min(30.0, timeout_s), read_s=timeout_s, total_s=timeout_s)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
         bar = progress.add_task("requests", total=len(plan))
         async with AsyncClient(url, api_key=api_key, timeouts=timeouts, retries=Retries(limit=0)) as client:
             return await run_open_loop(

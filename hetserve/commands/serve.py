@@ -10,7 +10,7 @@ import typer
 
 from hetserve._app_path import use_app
 from hetserve.commands.pools import PoolFlags, with_flags
-from hetserve.commands.usage import UsageError
+from hetserve.commands.usage import UsageError, console
 
 if TYPE_CHECKING:
     from core.config import ClusterConfig
@@ -79,7 +79,7 @@ def serve(
     resolved = serve_config({key: value for key, value in settings.items() if value is not None}, pools, config, ray_address)
     from cluster.launch import serve as run
 
-    run(resolved, address=ray_address, verbose=verbose)
+    run(resolved, address=ray_address, console=console(), verbose=verbose)
 
 
 def serve_config(settings: dict[str, Any], pools: PoolFlags, file: Path | None, ray_address: str | None) -> ClusterConfig:

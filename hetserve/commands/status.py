@@ -9,15 +9,13 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hetserve.commands.usage import ApiKey, Url, connect
+from hetserve.commands.usage import ApiKey, Url, connect, console
 from hetserve.types import Instance
 
-PIPED_WIDTH = 140
 STYLES = {"ready": "green", "draining": "yellow", "stuck": "red"}
 
 
@@ -29,19 +27,17 @@ def status(
     interval_s: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between refreshes.")] = 1.0,
 ) -> None:
     """Show the instances of a running cluster. Live until interrupted; once where there is no terminal."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PIPED_WIDTH)  # nothing to fit into: names stay whole
+    out = console()
     with connect(url, api_key) as client:
         instances = client.instances()
         if as_json:
             typer.echo(json.dumps([dict(instance.raw) for instance in instances], indent=2))
             return
-        if once or not console.is_terminal:
-            console.print(instances_table(instances))
+        if once or not out.is_terminal:
+            out.print(instances_table(instances))
             return
         try:
-            with Live(instances_table(instances), console=console, auto_refresh=False) as live:
+            with Live(instances_table(instances), console=out, auto_refresh=False) as live:
                 while True:
                     time.sleep(interval_s)
                     live.update(instances_table(client.instances()), refresh=True)

@@ -1,10 +1,11 @@
-"""What several commands share: the options that name a server, and the error of using a command wrongly."""
+"""What several commands share: the options that name a server, where output goes, the error of using a command wrongly."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from hetserve.client import Client
 from hetserve.exchange import DEFAULT_URL, Timeouts
@@ -12,6 +13,15 @@ from hetserve.retries import Retries
 
 Url = Annotated[str | None, typer.Option("--url", envvar="HETSERVE_URL", help=f"The server; {DEFAULT_URL} if not given.")]
 ApiKey = Annotated[str | None, typer.Option("--api-key", envvar="HETSERVE_API_KEY", help="The server's key, where it has one.")]
+
+
+PIPED_WIDTH = 140
+
+
+def console() -> Console:
+    """Standard output. Where that is no terminal there is nothing to fit into, and names stay whole."""
+    found = Console()
+    return found if found.is_terminal else Console(width=PIPED_WIDTH)
 
 
 class UsageError(Exception):
