@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from core.config import parse_config
 from core.mailbox import ClusterKeys
 from core.sampling import SamplingParams
