@@ -51,6 +51,8 @@ class EngineConfig(_Section):
         threads: CPU threads for compute; None divides the machine's cores among its instances.
         runner: `torch` runs the model; `simulated` takes the time that `cost` says and makes deterministic tokens.
         accelerate: on CPU, swap modules for faster equivalents at load.
+        capture: on CUDA, record decode steps as graphs at load, where the attention backend allows, and replay them. Takes
+            memory and some seconds at load, and spares each step the cost of launching its kernels one by one.
     """
 
     attention: Literal["auto", "cpu", "sdpa", "varlen", "flash"] = "auto"
@@ -64,6 +66,7 @@ class EngineConfig(_Section):
     threads: int | None = Field(default=None, ge=1)
     runner: Literal["torch", "simulated"] = "torch"
     accelerate: bool = True
+    capture: bool = True
 
 
 class ResourceConfig(_Section):

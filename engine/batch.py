@@ -35,6 +35,19 @@ class StepBatch:
     sample_rows: torch.Tensor
 
 
+@dataclass(frozen=True)
+class StepArrays:
+    """One step on the host: the contents of a `StepBatch`, all int32. `T` tokens of `S` sequences, `n` of which sample."""
+
+    tokens: _Ints
+    positions: _Ints
+    slots: _Ints
+    sample_rows: _Ints
+    query_start: _Ints
+    context_lens: _Ints
+    block_tables: _Ints
+
+
 class _Table:
     """One sequence's blocks as an array that grows with it."""
 
@@ -70,6 +83,21 @@ class BatchBuilder:
 
     def build(self, plan: StepPlan) -> StepBatch:
         """Tensors for the plan. Every sequence must have blocks for the tokens scheduled."""
+        host = self.arrays(plan)
+        parts = [host.tokens, host.positions, host.slots, host.sample_rows, host.query_start, host.context_lens]
+        ids, place, slot, keep, start, context, table = self._to_device([*parts, host.block_tables])
+        attention = AttentionBatch(
+            query_start=start,
+            context_lens=context,
+            block_tables=table,
+            slots=slot.long(),
+            max_query_len=int(np.diff(host.query_start).max()),
+            max_context_len=int(host.context_lens.max()),
+        )
+        return StepBatch(ids.long()[None], place.long()[None], attention, keep.long())
+
+    def arrays(self, plan: StepPlan) -> StepArrays:
+        """What `build` puts on the device."""
         scheduled = plan.scheduled
         tables = self._block_tables(plan)
         starts = np.array([item.start for item in scheduled], dtype=np.int32)
@@ -87,18 +115,8 @@ class BatchBuilder:
             positions = np.arange(len(tokens), dtype=np.int32) + np.repeat(starts - query_start[:-1], counts)
         slots = tables[rows, positions // self._block_size] * self._block_size + positions % self._block_size
         samples = np.array([item.samples for item in scheduled], dtype=bool)
-        contexts = starts + counts
-        parts = [tokens, positions, slots, query_start[1:][samples] - 1, query_start, contexts, tables]
-        ids, place, slot, keep, start, context, table = self._to_device([part.astype(np.int32, copy=False) for part in parts])
-        attention = AttentionBatch(
-            query_start=start,
-            context_lens=context,
-            block_tables=table,
-            slots=slot.long(),
-            max_query_len=int(counts.max()),
-            max_context_len=int(contexts.max()),
-        )
-        return StepBatch(ids.long()[None], place.long()[None], attention, keep.long())
+        parts = [tokens, positions, slots, query_start[1:][samples] - 1, query_start, starts + counts, tables]
+        return StepArrays(*(part.astype(np.int32, copy=False) for part in parts))
 
     def _block_tables(self, plan: StepPlan) -> _Ints:
         """int32 `[S, widest]`, padded with 0."""

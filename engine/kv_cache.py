@@ -23,11 +23,16 @@ _USEFUL_FACTOR = 2  # as much again as the running sequences can fill, for prefi
 
 @dataclass(frozen=True)
 class KVCache:
-    """`layers[i]` holds the pages of attention layer `i`; `layout` describes one token's share of all of them."""
+    """`layers[i]` holds the pages of attention layer `i`; `layout` describes one token's share of all of them.
+
+    `layers_with_scratch`, where it was asked for, are the same pages and one block more at the end, numbered `num_blocks`: no
+    sequence ever owns it, so padding may write there.
+    """
 
     layers: tuple[LayerCache, ...]
     layout: KVLayout
     num_blocks: int
+    layers_with_scratch: tuple[LayerCache, ...] | None = None
 
 
 def layout_of(specs: Sequence[LayerSpec], dtype: torch.dtype, block_size: int) -> KVLayout:
@@ -36,19 +41,24 @@ def layout_of(specs: Sequence[LayerSpec], dtype: torch.dtype, block_size: int) -
     return KVLayout(layers=shapes, dtype=str(dtype).removeprefix("torch."), block_size=block_size)
 
 
-def allocate(layout: KVLayout, num_blocks: int, device: torch.device) -> KVCache:
-    """Zeroed pages for `num_blocks` blocks. Raises ConfigError if the device does not have the memory."""
+def allocate(layout: KVLayout, num_blocks: int, device: torch.device, *, scratch: bool = False) -> KVCache:
+    """Zeroed pages for `num_blocks` blocks, and with `scratch` for one more. Raises ConfigError if the device does not have
+    the memory."""
     dtype = getattr(torch, layout.dtype)
+    pages = num_blocks + scratch
     try:
         layers = tuple(
-            LayerCache(*(torch.zeros(num_blocks, layout.block_size, s.kv_heads, dim, dtype=dtype, device=device) for dim in dims))
+            LayerCache(*(torch.zeros(pages, layout.block_size, s.kv_heads, dim, dtype=dtype, device=device) for dim in dims))
             for s in layout.layers
             for dims in [(s.key_dim, s.value_dim)]
         )
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        size = num_blocks * layout.bytes_per_block
+        size = pages * layout.bytes_per_block
         raise ConfigError(f"cannot allocate a KV cache of {size} bytes on {device}: {error}", "engine.kv_bytes") from error
-    return KVCache(layers, layout, num_blocks)
+    if not scratch:
+        return KVCache(layers, layout, num_blocks)
+    owned = tuple(LayerCache(layer.key[:num_blocks], layer.value[:num_blocks]) for layer in layers)
+    return KVCache(owned, layout, num_blocks, layers)
 
 
 def affordable_blocks(

@@ -1,13 +1,15 @@
 """The `ModelRunner` that runs a real model: plan to tensors, one forward pass, tokens drawn.
 
 `TorchRunner.load` puts the parts together: the model (`engine.model`), an attention backend (`engine.attention.select`), the
-KV cache (`engine.kv_cache`), and a check that the assembled engine computes what the model alone computes
-(`engine.self_check`). Nothing here knows queues, requests or wires.
+KV cache (`engine.kv_cache`), on CUDA decode steps recorded for replay (`engine.cuda_graph`), and a check that the assembled
+engine computes what the model alone computes (`engine.self_check`). Nothing here knows queues, requests or wires.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Rows
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,16 +21,19 @@ from core.sampling import SamplingParams
 from engine.attention.base import AttentionBackend, LayerCache
 from engine.attention.interface import NAME, StepContext, register
 from engine.attention.select import Selection, select
-from engine.batch import BatchBuilder
+from engine.batch import BatchBuilder, StepBatch
 from engine.cpu_modules import accelerate_for_cpu
+from engine.cuda_graph import CudaRecorder, Limits, RecordedDecode, Recorder
 from engine.kv_cache import KVCache, affordable_blocks, allocate, layout_of
 from engine.model import LoadedModel, load_model
 from engine.plan import LayerListener, Scheduled, StepPlan, StepResult
 from engine.sampler import Sampler
-from engine.self_check import CHECK_TOKENS, check_against, reference_logits
+from engine.self_check import CHECK_TOKENS, check_against, differences, more_than_rounding, reference_logits
 from engine.sequence import Sequence
 
 _BLOCK_TOKENS = 16
+_CHECKED_ROWS = 32
+log = logging.getLogger(__name__)
 
 
 class TorchRunner:
@@ -37,6 +42,7 @@ class TorchRunner:
     Attributes:
         accelerated: how many modules of each kind were swapped for faster ones.
         refused_backends: attention backends preferred to the one in use, and why each could not serve the model.
+        not_captured: why decode steps are not replayed from recordings, where that was asked for.
     """
 
     def __init__(
@@ -53,6 +59,8 @@ class TorchRunner:
         self._sampler = Sampler(loaded.vocab_size, loaded.eos_token_ids)
         self.accelerated = accelerated or {}
         self.refused_backends = selection.refused
+        self.not_captured: str | None = None
+        self._recorded: RecordedDecode | None = None
         register()
         loaded.model.set_attn_implementation(NAME)
 
@@ -88,8 +96,14 @@ class TorchRunner:
         check_against(expected, loaded, trial.logits, layout)
         activation_bytes = trial.measure_step(engine) if chosen.type == "cuda" and engine.kv_bytes is None else 0
         del trial
+        capture = engine.capture and chosen.type == "cuda"
+        if capture:
+            activation_bytes *= 2  # what recorded steps compute in is theirs alone
         blocks = affordable_blocks(layout, engine, chosen, loaded.max_model_len, activation_bytes)
-        return cls(loaded, selection, allocate(layout, blocks, chosen), swapped)
+        runner = cls(loaded, selection, allocate(layout, blocks, chosen, scratch=capture), swapped)
+        if capture:
+            runner.capture_decode(min(engine.max_num_seqs, engine.max_num_batched_tokens), CudaRecorder(chosen))
+        return runner
 
     @property
     def layout(self) -> KVLayout:
@@ -141,6 +155,11 @@ class TorchRunner:
         """The attention backend in use."""
         return self._backend.name
 
+    @property
+    def captured_batch_sizes(self) -> tuple[int, ...]:
+        """The numbers of sequences that decode steps are padded to and replayed at; none if all steps run eagerly."""
+        return self._recorded.buckets if self._recorded is not None else ()
+
     def run(self, plan: StepPlan, on_layer: LayerListener | None = None) -> StepResult:
         """Compute the plan's tokens, write their KV, draw where asked."""
         with torch.inference_mode():
@@ -151,19 +170,76 @@ class TorchRunner:
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan, on_layer: LayerListener | None = None) -> torch.Tensor:
-        """Compute the plan's tokens and write their KV; return `[n, vocab]` for its `n` sampling entries."""
-        batch = self._builder.build(plan)
-        context = StepContext(self._backend, self._loaded.layers, self._cache.layers, batch.attention, on_layer)
-        model, rows = self._loaded.model, batch.sample_rows
-        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False, "paged": context}
-        if rows.numel() == 0:
-            model.base_model(**inputs)
-            return batch.input_ids.new_empty((0, self.vocab_size), dtype=self._loaded.dtype)
-        if self._loaded.keeps_logits:
-            kept: torch.Tensor = model(**inputs, logits_to_keep=rows).logits[0]
-            return kept
-        every: torch.Tensor = model(**inputs).logits[0]
-        return every[rows]
+        """Compute the plan's tokens and write their KV; return `[n, vocab]` for its `n` sampling entries, valid until the
+        next step.
+
+        A replayed step calls `on_layer` for every layer once all of them are enqueued.
+        """
+        replayed = self._recorded.logits(plan) if self._recorded is not None else None
+        if replayed is None:
+            return _forward(self._loaded, self._backend, self._cache.layers, self._builder.build(plan), on_layer)
+        if on_layer is not None:
+            for layer in range(len(self._cache.layers)):
+                on_layer(layer)
+        return replayed
+
+    @torch.inference_mode()
+    def capture_decode(self, max_num_seqs: int, recorder: Recorder) -> None:
+        """Replay decode steps from now on, where that can be done; otherwise `not_captured` says why not, and so does the log.
+
+        Each recording must compute what an eager step computes. To be called before the first sequence comes: its trials
+        write to the cache, and leave it zeroed.
+
+        Raises:
+            ValueError: the cache has no scratch block.
+        """
+        self.not_captured = self._record(max_num_seqs, recorder)
+        if self.not_captured is not None:
+            self._recorded = None
+            log.warning("decode steps of %s run eagerly: %s", self._loaded.name, self.not_captured)
+
+    def _record(self, max_num_seqs: int, recorder: Recorder) -> str | None:
+        """Try to; say why not."""
+        layers, layout = self._cache.layers_with_scratch, self.layout
+        if layers is None:
+            raise ValueError("recording decode steps needs a cache with a scratch block")
+        if not self._backend.capturable:
+            return f"the attention backend {self._backend.name} cannot be captured"
+        limits = Limits(
+            batch=max_num_seqs,
+            table_width=min(layout.blocks_for(self.max_model_len), self.num_blocks),
+            context_len=self.max_model_len,
+            block_size=layout.block_size,
+            scratch_block=self.num_blocks,
+        )
+        forward = partial(_forward, self._loaded, self._backend, layers)
+        try:
+            self._recorded = RecordedDecode(forward, self._builder, limits, self.device, recorder)
+            return self._check_recorded(self._recorded)
+        except RuntimeError as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
+            for layer in layers:
+                layer.key.zero_()
+                layer.value.zero_()
+
+    def _check_recorded(self, recorded: RecordedDecode) -> str | None:
+        """What is wrong with the recordings: each bucket against an eager step, with tokens and places unlike those of the
+        recording."""
+        blocks = self.layout.blocks_for(2)
+        for bucket in recorded.buckets:
+            rows = min(bucket, self.num_blocks // blocks)
+            plan = _decode_plan(rows, blocks, self.vocab_size)
+            replayed = recorded.logits(plan) if rows else None
+            if replayed is None:
+                continue
+            stride = -(-rows // _CHECKED_ROWS)
+            got = replayed[::stride].clone()
+            eager = _forward(self._loaded, self._backend, self._cache.layers, self._builder.build(plan), None)
+            wrong = more_than_rounding(differences(got, eager[::stride]), self._loaded.dtype)
+            if wrong is not None:
+                return f"replayed logits of {rows} sequences differ from eager ones by {wrong}"
+        return None
 
     def measure_step(self, engine: EngineConfig) -> int:
         """Peak device memory, in bytes, of the largest step that `engine` allows (CUDA only)."""
@@ -173,6 +249,37 @@ class TorchRunner:
         self.run(_largest_plan(engine, self.layout, self.max_model_len, self.num_blocks))
         torch.cuda.synchronize(self.device)
         return int(torch.cuda.max_memory_allocated(self.device) - before)
+
+
+def _forward(
+    loaded: LoadedModel,
+    backend: AttentionBackend,
+    caches: Rows[LayerCache],
+    batch: StepBatch,
+    on_layer: LayerListener | None = None,
+) -> torch.Tensor:
+    """`[n, vocab]`: the logits of the batch's `sample_rows`."""
+    context = StepContext(backend, loaded.layers, caches, batch.attention, on_layer)
+    rows = batch.sample_rows
+    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False, "paged": context}
+    if rows.numel() == 0:
+        loaded.model.base_model(**inputs)
+        return batch.input_ids.new_empty((0, loaded.vocab_size), dtype=loaded.dtype)
+    if loaded.keeps_logits and rows.numel() < batch.input_ids.numel():
+        kept: torch.Tensor = loaded.model(**inputs, logits_to_keep=rows).logits[0]
+        return kept
+    every: torch.Tensor = loaded.model(**inputs).logits[0]
+    return every if rows.numel() == every.shape[0] else every[rows]
+
+
+def _decode_plan(sequences: int, blocks: int, vocab_size: int) -> StepPlan:
+    """Each at its second token, unlike one another, in blocks of its own."""
+    scheduled = []
+    for index in range(sequences):
+        tokens = [(7 * index + 3 + offset) % vocab_size for offset in range(2)]
+        own = range(index * blocks, (index + 1) * blocks)
+        scheduled.append(Scheduled(_dummy(index, tokens, own), 1, 1, samples=True))
+    return StepPlan(tuple(scheduled))
 
 
 def _default_device() -> torch.device:

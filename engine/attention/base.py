@@ -72,6 +72,12 @@ class AttentionBackend(Protocol):
     def block_size_multiple(self) -> int:
         """Block sizes must be a multiple of this many tokens."""
 
+    @property
+    def capturable(self) -> bool:
+        """Whether decode steps may be recorded once and replayed (`engine.cuda_graph`): for a batch of one token a sequence,
+        `write` and `attend` only enqueue work on the device, their shapes follow from the batch's shapes and host integers
+        alone, and they stay affordable when `block_tables` and `max_context_len` are the largest that the model allows."""
+
     def unsupported(self, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> str | None:
         """Say why this backend cannot serve the layer, or None if it can."""
 

@@ -51,6 +51,11 @@ class CpuAttention:
         """Any block size will do."""
         return 1
 
+    @property
+    def capturable(self) -> bool:
+        """No: there is nothing to replay on a CPU."""
+        return False
+
     def unsupported(self, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> str | None:
         """Say why the kernel cannot serve the layer: device, dtype, head counts, or no compiler on this machine."""
         if device.type != "cpu":

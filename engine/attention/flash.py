@@ -20,6 +20,11 @@ class FlashAttention:
         """flash-attn 2 reads whole pages of 256 tokens."""
         return 256
 
+    @property
+    def capturable(self) -> bool:
+        """Yes: one kernel, which reads lengths and tables on the device."""
+        return True
+
     def unsupported(self, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> str | None:
         """Say why the kernel cannot serve the layer: not installed, device, dtype or head sizes."""
         if importlib.util.find_spec("flash_attn") is None:

@@ -24,6 +24,11 @@ class SdpaAttention:
         """Any block size will do."""
         return 1
 
+    @property
+    def capturable(self) -> bool:
+        """No: it would gather the longest context that the model allows, for every sequence and layer."""
+        return False
+
     def unsupported(self, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> str | None:
         """None, unless the heads do not divide into groups."""
         if spec.query_heads % spec.kv_heads:

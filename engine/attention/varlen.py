@@ -25,6 +25,11 @@ class VarlenAttention:
         """The kernel reads whole pages of 256 tokens."""
         return 256
 
+    @property
+    def capturable(self) -> bool:
+        """Yes: one kernel, which reads lengths and tables on the device."""
+        return True
+
     def unsupported(self, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> str | None:
         """Say why the kernel cannot serve the layer: device, dtype, head sizes, soft cap, or a torch that lacks it."""
         refusal = refuse_flash(spec, dtype, device)
