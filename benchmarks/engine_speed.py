@@ -92,9 +92,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_model(folder, size=options.size, dtype=dtype)
         bench = _Bench(Path(folder), SIZES[options.size], dtype, options)
-    machine = _machine(options.threads, dtype)
+    rates = [_rates(dtype)]
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    rows = []
+    measured: list[tuple[Work, list[Pair]]] = []
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(prompts) * options.repeats + len(batches) * options.steps)
         for work, run in itertools.chain(bench.prefills(prompts), bench.decodes(batches)):
@@ -103,7 +103,10 @@ def main() -> None:
             for pair in run():
                 pairs.append(pair)
                 progress.advance(task)
-            rows.append(_row(work, pairs, machine))
+            measured.append((work, pairs))
+            rates.append(_rates(dtype))
+    machine = _machine(options.threads, rates)
+    rows = [_row(work, pairs, machine) for work, pairs in measured]
     console.print(_table(rows, machine, options))
     if options.json:
         record = {"machine": asdict(machine), "options": vars(options), "rows": [asdict(row) for row in rows]}
@@ -229,19 +232,24 @@ def _best(call: Callable[[], object], times: int) -> float:
     return min(_timed(call) for _ in range(times))
 
 
-def _machine(threads: int, dtype: torch.dtype) -> Machine:
-    """Rates at their best of several tries: a limit should be one that the machine did reach."""
+def _rates(dtype: torch.dtype) -> tuple[float, float]:
+    """Bytes/s of reading memory and FLOP/s of one large product, the best of several tries."""
     words = torch.ones(1 << 26)  # 256 MiB, more than any cache
-    read_s = _best(words.sum, 10)
     a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+    return words.nbytes / _best(words.sum, 5), 2 * 2048**3 / _best(lambda: a @ b.T, 5)
+
+
+def _machine(threads: int, rates: list[tuple[float, float]]) -> Machine:
+    """`rates` were taken between the measurements; the best counts, for a limit should be one that the machine did reach."""
+    read, matmul = (max(column) for column in zip(*rates, strict=True))
     return Machine(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         processor=_processor(),
         threads=threads,
         torch=torch.__version__,
         transformers=transformers.__version__,
-        read_gb_per_s=words.nbytes / read_s / 1e9,
-        matmul_gflop_per_s=2 * 2048**3 / _best(lambda: a @ b.T, 6) / 1e9,
+        read_gb_per_s=read / 1e9,
+        matmul_gflop_per_s=matmul / 1e9,
     )
 
 
