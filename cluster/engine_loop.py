@@ -3,11 +3,14 @@
     mail ─▶ handlers ─▶ transfer events ─▶ grants ─▶ engine step ─▶ outbox ─▶ (again)
 
 Nothing else touches the engine or the workers, so none of them needs a lock. Other threads reach it by `post` (transfer
-events) and by the mailbox.
+events) and by the mailbox. After each layer of a step the loop looks at the mail too: a grant that arrives while its prompt
+computes opens the session at once, and renewals go out and come in, so that a step longer than a lease costs nobody one.
+All other mail waits for the end of the step.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
@@ -15,7 +18,7 @@ import msgspec
 import structlog
 
 from core.clock import Clock
-from core.errors import HetServeError, InvalidRequest, Unavailable
+from core.errors import EngineFault, HetServeError, InvalidRequest, Unavailable
 from core.mailbox import Mailbox
 from core.messages import Abandon, Cancel, Grant, Load, Message, Renew, Revoke, Submit
 from core.outbox import Outbox
@@ -30,6 +33,10 @@ TransferEvent = Received | Broken | Delivered | SendFailed
 
 IDLE_WAIT_S = 0.05
 TICK_S = 0.05
+MOST_BACKLOG = 10_000
+"""Messages put off during a step; past that they wait in the mailbox."""
+LOST_STEPS = 3
+"""Steps in a row that failed whole before the loop asks whether the device is still there."""
 
 log = structlog.get_logger()
 
@@ -66,6 +73,8 @@ class EngineLoop:
         self._decode = decode
         self._clock = clock
         self._events: SimpleQueue[TransferEvent] = SimpleQueue()
+        self._backlog: deque[Message] = deque()
+        self._lost_steps = 0
         self._stopping = False
         self._draining = False
         self._idle = True
@@ -95,8 +104,10 @@ class EngineLoop:
             self._turn()
 
     def _turn(self) -> None:
-        if self._idle and self._events.empty():
+        if self._idle and self._events.empty() and not self._backlog:
             self._mailbox.wait(IDLE_WAIT_S)
+        while self._backlog:
+            self._handle(self._backlog.popleft())
         while (message := self._mailbox.receive()) is not None:
             self._handle(message)
         self._take_events()
@@ -112,16 +123,38 @@ class EngineLoop:
         only mail or a transfer event can change anything."""
         if not self._engine.has_work:
             return False
-        output = self._engine.step(self._layer_written if self._prefill is not None else None)
+        output = self._engine.step(self._layer_written)
         for token in output.tokens:
             self._drawn(token)
         for sequence, error in output.failed:
             self._failed(sequence, error)
+        if output.plan is not None:
+            self._notice_loss(len(output.failed) == len(output.plan.scheduled))
         return output.plan is not None
 
+    def _notice_loss(self, failed_whole: bool) -> None:
+        """End the loop, and with it the instance, when steps fail because the device does. A request that breaks its steps
+        ends by itself, and is no reason."""
+        self._lost_steps = self._lost_steps + 1 if failed_whole else 0
+        if self._lost_steps >= LOST_STEPS:
+            self._lost_steps = 0
+            if not self._engine.responds():
+                raise EngineFault(f"{LOST_STEPS} steps in a row failed, and so did one token by itself")
+
     def _layer_written(self, plan: StepPlan, layer: int) -> None:
+        while len(self._backlog) < MOST_BACKLOG and (message := self._mailbox.receive()) is not None:
+            match message:
+                case Grant() if self._prefill is not None:
+                    self._prefill.granted(message, stepping=True)
+                case Renew():
+                    self._renewed(message)
+                case _:
+                    self._backlog.append(message)
         if self._prefill is not None:
             self._prefill.layer_written(plan, layer)
+            self._prefill.renew()
+        if self._decode is not None:
+            self._decode.renew()
 
     def _drawn(self, token: NewToken) -> None:
         if self._prefill is not None and token.sequence.hold:
@@ -146,10 +179,7 @@ class EngineLoop:
                 if self._decode is not None:
                     self._decode.cancel(message.attempt)
             case Renew():
-                if self._prefill is not None:
-                    self._prefill.renewed(message)
-                if self._decode is not None:
-                    self._decode.renewed(message)
+                self._renewed(message)
             case Grant() if self._prefill is not None:
                 self._prefill.granted(message)
             case Revoke() if self._prefill is not None:
@@ -158,6 +188,12 @@ class EngineLoop:
                 self._decode.abandoned(message.attempt)
             case _:
                 log.warning("message for another kind of process", kind=type(message).__name__)
+
+    def _renewed(self, renew: Renew) -> None:
+        if self._prefill is not None:
+            self._prefill.renewed(renew)
+        if self._decode is not None:
+            self._decode.renewed(renew)
 
     def _submit(self, submit: Submit) -> None:
         if self._draining:

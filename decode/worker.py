@@ -11,7 +11,8 @@ Invariants:
 - A sequence runs only after its KV was committed: every layer, every token, every digest.
 - Grants are given in order of arrival, so a large prompt is not overtaken for ever.
 - Blocks return to the engine only after `KVReceiver.close`, or after the receiver said that it is done with them.
-- An attempt whose prefill side is silent for a lease is failed, so that nothing is held for the dead.
+- An attempt whose prefill side is silent for a lease is failed, so that nothing is held for the dead. While KV is in
+  transit the receiver keeps that lease, because frames count as signs of life too.
 
 Neighbours: `engine` computes, `kv_transfer.receiver` takes bytes in, `cluster.instance` owns the loop that calls in here.
 All methods run on the engine's thread.
@@ -221,9 +222,13 @@ class DecodeWorker:
         for attempt in list(self._attempts.values()):
             if now_s >= attempt.expires_s:
                 self._fail(attempt, DeadlineExceeded(f"not finished within {attempt.submit.deadline_s:g} s"))
-            elif attempt.phase is not Phase.RUNNING and now_s >= attempt.lease_until_s and attempt.prefill is not None:
+            elif attempt.phase is Phase.QUEUED and now_s >= attempt.lease_until_s and attempt.prefill is not None:
                 error = LeaseExpired(f"prefill instance {attempt.prefill.name} was silent for {self._lease_s:g} s")
                 self._fail(attempt, error)
+        self.renew()
+
+    def renew(self) -> None:
+        """Tell prefill sides what still waits here. Safe in the middle of a step, so that a long one costs nobody a lease."""
         self._renewals.send(
             (attempt.prefill, attempt_id)
             for attempt_id, attempt in self._attempts.items()

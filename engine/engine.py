@@ -23,6 +23,7 @@ from core.errors import ContextLengthExceeded, EngineFault, HetServeError, Inval
 from core.layout import KVLayout
 from core.messages import Load
 from core.request import FinishReason
+from core.sampling import SamplingParams
 from engine.block_manager import BlockManager
 from engine.plan import Drawn, LayerListener, ModelRunner, Scheduled, StepPlan, StepResult
 from engine.scheduler import Scheduler
@@ -166,6 +167,21 @@ class Engine:
         self._steps += 1
         self._alive_s = self._clock.now()
         return output
+
+    def responds(self) -> bool:
+        """Whether the runner can still compute one token by itself. Tells a device that is gone from a request that breaks
+        the steps it is in. True without asking where not even one block is free."""
+        self._between_steps()
+        canary = Sequence("canary", [0], prompt_tokens=1, sampling=SamplingParams(max_tokens=1, temperature=0.0))
+        if not self._blocks.allocate(canary):
+            return True
+        try:
+            result = self._runner.run(StepPlan((Scheduled(canary, 0, 1, samples=True),)), None)
+        except Exception:  # the question is whether it fails, however it does
+            return False
+        finally:
+            self._blocks.free(canary, keep_cached=False)
+        return not result.faults
 
     def load(self) -> Load:
         """How busy it is, for heartbeats. `running` includes what only waits for a place in the batch; `held_blocks` counts a

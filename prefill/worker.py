@@ -105,15 +105,17 @@ class PrefillWorker:
         if grant is not None:
             self.granted(grant)
 
-    def granted(self, grant: Grant) -> None:
-        """Room on the decode side. A grant that overtook its `Submit` is kept for it."""
+    def granted(self, grant: Grant, stepping: bool = False) -> None:
+        """Room on the decode side. A grant that overtook its `Submit` is kept for it. One that comes while a step runs is
+        only noted: the next layer opens its session."""
         attempt = self._attempts.get(grant.attempt)
         if attempt is None:
             self._early.put(grant)
         elif grant.decode == attempt.decode and attempt.grant is None:
             attempt.grant = grant
             attempt.lease_until_s = self._clock.now() + self._lease_s
-            self._open_session(attempt)
+            if not stepping:
+                self._open_session(attempt)
 
     def cancel(self, attempt_id: str) -> None:
         """Drop the attempt without a word: whoever asked knows."""
@@ -138,8 +140,11 @@ class PrefillWorker:
             attempt = self._attempts.get(item.sequence.sequence_id)
             if attempt is None:
                 continue
-            if attempt.session is None and layer == 0:
+            if attempt.session is None:
                 self._open_session(attempt)
+                if attempt.session is not None:
+                    for earlier in range(layer):
+                        attempt.session.push(earlier, item.start, item.count)
             if attempt.session is not None:
                 attempt.session.push(layer, item.start, item.count)
 
@@ -182,6 +187,10 @@ class PrefillWorker:
                 error = LeaseExpired(f"decode instance {attempt.decode.name} was silent for {self._lease_s:g} s")
                 self._fail(attempt, error)
         self._early.sweep()
+        self.renew()
+
+    def renew(self) -> None:
+        """Tell decode sides what still lives here. Safe in the middle of a step, so that a long one costs nobody a lease."""
         self._renewals.send((attempt.decode, attempt_id) for attempt_id, attempt in self._attempts.items())
 
     # --- inside -------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from core.mailbox import ClusterKeys
 from core.messages import Address
 from core.request import FinishReason
 from core.sampling import SamplingParams
+from engine.plan import LayerListener, StepPlan, StepResult
 from tests.support.gateway import ScriptedGateway
 from tests.support.instances import Instances, simulated_config
 
@@ -185,3 +186,63 @@ def test_heartbeats_introduce_an_instance_and_say_how_it_is(tmp_path: Path, gate
         assert (beat.role, beat.worker.incarnation, beat.max_model_len) == ("decode", 1, 2048)
         assert beat.load.steps >= 400
         assert beat.load.free_blocks == beat.total_blocks
+
+
+def test_a_step_longer_than_the_lease_costs_nobody_a_transfer(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    config = simulated_config(tmp_path, "prefill", "mixed", cost={"prefill_token_s": 0.005}, transfer={"lease_s": 1.2})
+    with Instances(config, keys=KEYS) as instances:
+        prefill, decode = instances.addresses
+        sampling = SamplingParams(max_tokens=3)
+        prompts = [[(i + j) % 1000 for j in range(100)] for i in range(4)]  # steps of up to 2 s, a layer in a third of that
+        local = [gateway.submit(prompts[0][:90], sampling, prefill=None, decode=decode)]
+        pairs = [gateway.submit(prompt, sampling, prefill=prefill, decode=decode) for prompt in prompts]
+        assert not any(generation.failures for generation in gateway.wait(*local, *pairs))
+        assert instances.settled() == []
+
+
+def test_kv_leaves_while_later_layers_still_compute(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    config = simulated_config(tmp_path, "prefill", "decode", cost={"step_s": 0.3})
+    with Instances(config, keys=KEYS) as instances:
+        prefill, decode = instances.addresses
+        (generation,) = gateway.wait(gateway.submit(PROMPTS[4], SamplingParams(max_tokens=2), prefill=prefill, decode=decode))
+        assert generation.served[decode.name].transfer_s > 0.15  # three layers, 0.1 s apart, of one chunk
+
+
+class Broken(Exception):
+    """What a device that is gone raises."""
+
+
+def test_a_device_that_is_gone_ends_the_instance(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    with start(tmp_path, "decode") as instances:
+        (decode,) = instances.addresses
+        instance = instances.running[decode.name]
+
+        def run(*_: object) -> None:
+            raise Broken
+
+        instance._model.runner.run = run  # type: ignore[method-assign]
+        for prompt in PROMPTS[:3]:
+            (failed,) = gateway.wait(gateway.submit(prompt, SamplingParams(), prefill=None, decode=decode))
+            assert failed.failures[0].code == "engine_fault"
+        with pytest.raises(Unavailable, match="died"):
+            instance.wait()
+
+
+def test_a_request_that_breaks_its_steps_ends_alone(tmp_path: Path, gateway: ScriptedGateway) -> None:
+    with start(tmp_path, "decode") as instances:
+        (decode,) = instances.addresses
+        runner = instances.running[decode.name]._model.runner
+        healthy = runner.run
+
+        def run(plan: StepPlan, on_layer: LayerListener | None = None) -> StepResult:
+            if any(item.sequence.tokens[0] == 666 for item in plan.scheduled):
+                raise Broken
+            return healthy(plan, on_layer)
+
+        runner.run = run  # type: ignore[method-assign]
+        for _ in range(7):
+            (failed,) = gateway.wait(gateway.submit([666], SamplingParams(), prefill=None, decode=decode))
+            assert failed.failures[0].code == "engine_fault"
+        (served,) = gateway.wait(gateway.submit(PROMPTS[1], SamplingParams(max_tokens=5), prefill=None, decode=decode))
+        assert len(served.output) == 5
+        assert instances.settled() == []

@@ -154,20 +154,44 @@ def test_a_broken_transfer_is_reported_to_both_sides_and_freed() -> None:
     assert rig.idle()
 
 
-def test_a_silent_prefill_side_ends_the_attempt_after_a_lease() -> None:
-    rig = Rig()
-    rig.worker.submit(submission("a", "decode"))
-    (grant,) = rig.grants()
+def test_a_silent_prefill_side_ends_a_queued_attempt_after_a_lease() -> None:
+    rig = Rig(num_blocks=8)
+    rig.worker.submit(submission("blocker", "decode", tokens=24, max_tokens=2))
+    rig.worker.submit(submission("a", "decode", tokens=24, max_tokens=2))
     rig.clock.advance(LEASE_S * 0.9)
     rig.worker.renewed(Renew(worker=PREFILL, attempts=("a",)))
-    assert rig.receiver.renewed == [grant.grant]
     rig.clock.advance(LEASE_S * 0.9)
     rig.worker.tick()
-    assert rig.worker.attempts == 1
+    assert rig.worker.queued == 1
     rig.clock.advance(LEASE_S * 0.2)
     rig.worker.tick()
     assert rig.failure().code == LeaseExpired.code
+    rig.worker.cancel("blocker")
     assert rig.idle()
+
+
+def test_while_kv_is_in_transit_the_receiver_keeps_the_lease() -> None:
+    rig = Rig()
+    rig.worker.submit(submission("a", "decode"))
+    (grant,) = rig.grants()
+    rig.worker.renewed(Renew(worker=PREFILL, attempts=("a",)))
+    assert rig.receiver.renewed == [grant.grant]
+    rig.clock.advance(LEASE_S * 10)
+    rig.worker.tick()
+    assert rig.worker.attempts == 1
+    rig.worker.broken(Broken(grant=grant.grant, attempt="a", error=LeaseExpired("silent")))
+    assert rig.failure().code == LeaseExpired.code
+
+
+def test_a_prefill_side_is_told_what_waits_or_is_in_transit_here() -> None:
+    rig = Rig(num_blocks=8)
+    rig.worker.submit(submission("granted", "decode", tokens=24, max_tokens=2))
+    rig.worker.submit(submission("queued", "decode", tokens=24, max_tokens=2))
+    rig.peers.take(PREFILL)
+    rig.clock.advance(LEASE_S / 2)
+    rig.worker.renew()
+    rig.worker.renew()
+    assert rig.peers.take(PREFILL) == [Renew(worker=DECODE, attempts=("granted", "queued"))]
 
 
 def test_a_running_attempt_needs_no_lease_but_keeps_its_deadline() -> None:

@@ -13,6 +13,7 @@ from core.mailbox import Peers
 from core.messages import Abandon, Failed, Grant, Handoff, Renew, Tokens
 from core.outbox import Outbox
 from engine.engine import Engine
+from engine.plan import StepPlan
 from kv_transfer.events import Delivered, SendFailed
 from kv_transfer.sender import KVSender
 from prefill.worker import PrefillWorker
@@ -73,6 +74,23 @@ def test_all_kv_is_pushed_whenever_the_grant_comes(when: str, first_token: int) 
     assert not rig.idle()
     rig.worker.delivered(Delivered(attempt="a", kv_bytes=1, transfer_s=0.0))
     assert rig.idle()
+
+
+def test_a_grant_in_the_middle_of_a_step_pushes_at_once_what_is_written() -> None:
+    rig = Rig()
+    rig.worker.submit(submission("a", "prefill", tokens=10))
+    seen: list[dict[int, set[int]]] = []
+
+    def layer_written(plan: StepPlan, layer: int) -> None:
+        if layer == 1:
+            rig.worker.granted(
+                Grant(attempt="a", grant=1, decode=DECODE, kv_endpoint="d:1", first_token=0, lease_s=LEASE_S), stepping=True
+            )
+        rig.worker.layer_written(plan, layer)
+        seen.append(dict(rig.sender.sessions["a"].pushed) if rig.sender.sessions else {})
+
+    rig.engine.step(layer_written)
+    assert seen == [{}, {0: set(range(10)), 1: set(range(10))}]
 
 
 def test_kv_from_the_prefix_cache_is_pushed_too() -> None:

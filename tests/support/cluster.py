@@ -22,8 +22,8 @@ AT_REST = ("in_flight", "journal_open", "attempts", "instances_with_work", "pump
 
 @contextmanager
 def serving(folder: Path, *roles: str, **sections: Any) -> Iterator[Cluster]:
-    """One fp32 instance per role, on Ray, behind HTTP on a free port. Silence means death only after a long while, so that a
-    machine busy with other things changes nothing; tests of death say otherwise."""
+    """One fp32 instance per role, on Ray, behind HTTP on a free port. Silence means death, and leases end, only after a long
+    while, so that a machine busy with other things changes nothing; tests of death say otherwise."""
     config = parse_config(
         {
             "model": str(folder),
@@ -32,6 +32,7 @@ def serving(folder: Path, *roles: str, **sections: Any) -> Iterator[Cluster]:
             "engine": {**SMALL_ENGINE, **sections.pop("engine", {})},
             "pools": [{"role": role, "name": f"{role}{index}"} for index, role in enumerate(roles)],
             "health": {"dead_after_s": 20.0, **sections.pop("health", {})},
+            "transfer": {"lease_s": 20.0, **sections.pop("transfer", {})},
             **sections,
         }
     )

@@ -18,15 +18,17 @@ from core.messages import Address
 FAST = {"step_s": 5e-4, "prefill_token_s": 1e-6, "attention_s": 0.0, "decode_sequence_s": 0.0, "decode_context_s": 0.0}
 
 
-def simulated_config(folder: Path, *roles: str, engine: dict[str, Any] | None = None, **sections: Any) -> ClusterConfig:
-    """A cluster of simulated instances, one pool of one instance per role."""
+def simulated_config(
+    folder: Path, *roles: str, engine: dict[str, Any] | None = None, cost: dict[str, float] | None = None, **sections: Any
+) -> ClusterConfig:
+    """A cluster of simulated instances, one pool of one instance per role; `cost` slows them down."""
     shape = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 1000}
     (folder / "config.json").write_text(json.dumps(shape | {"max_position_embeddings": 2048}))
     return parse_config(
         {
             "model": str(folder),
             "engine": {"runner": "simulated", "block_size": 16, **(engine or {})},
-            "pools": [{"role": role, "name": f"{role}-{index}", "cost": FAST} for index, role in enumerate(roles)],
+            "pools": [{"role": role, "name": f"{role}-{index}", "cost": FAST | (cost or {})} for index, role in enumerate(roles)],
             **sections,
         }
     )
