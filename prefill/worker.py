@@ -140,13 +140,12 @@ class PrefillWorker:
             attempt = self._attempts.get(item.sequence.sequence_id)
             if attempt is None:
                 continue
-            if attempt.session is None:
-                self._open_session(attempt)
-                if attempt.session is not None:
-                    for earlier in range(layer):
-                        attempt.session.push(earlier, item.start, item.count)
-            if attempt.session is not None:
-                attempt.session.push(layer, item.start, item.count)
+            session, first = attempt.session, layer
+            if session is None:
+                session, first = self._open_session(attempt), 0
+            if session is not None:
+                for written in range(first, layer + 1):
+                    session.push(written, item.start, item.count)
 
     def drawn(self, token: NewToken) -> None:
         """The prompt is read: give the first token to the gateway, and the rest of the KV to the decode side."""
@@ -195,12 +194,12 @@ class PrefillWorker:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _open_session(self, attempt: PrefillAttempt) -> None:
+    def _open_session(self, attempt: PrefillAttempt) -> SendSession | None:
         """Start pushing once there is a grant and there are blocks, beginning with all that is computed already."""
         sequence, grant = attempt.sequence, attempt.grant
         if grant is None or attempt.session is not None or sequence.status not in (Status.RUNNING, Status.HELD):
-            return
-        attempt.session = self._sender.begin(
+            return None
+        session = attempt.session = self._sender.begin(
             attempt=sequence.sequence_id,
             grant=grant.grant,
             endpoint=grant.kv_endpoint,
@@ -212,9 +211,10 @@ class PrefillWorker:
         )
         if sequence.computed_tokens > 0:
             for layer in range(len(self._engine.layout.layers)):
-                attempt.session.push(layer, 0, sequence.computed_tokens)
+                session.push(layer, 0, sequence.computed_tokens)
         if attempt.first is not None:
             self._finish_session(attempt)
+        return session
 
     def _finish_session(self, attempt: PrefillAttempt) -> None:
         if attempt.session is None or attempt.first is None:
