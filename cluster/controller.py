@@ -77,7 +77,8 @@ class MemberView:
 
 @dataclass
 class _Record:
-    """What the latest incarnation of a member was made with and reported."""
+    """What the latest incarnation of a member was made with and reported. `said` is why it last ended, as logged: a member
+    that is retried for ever for one reason is worth one line."""
 
     role: str
     placement: Placement | None = None
@@ -85,6 +86,7 @@ class _Record:
     report: InstanceReport | GatewayReport | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     error: HetServeError | None = None
+    said: str = ""
 
 
 class Controller:
@@ -146,7 +148,8 @@ class Controller:
             self._changed.wait(timeout_s)
 
     def check(self) -> None:
-        """Raises LaunchError (or the typed error behind it) when a member was given up, or when the controller itself died."""
+        """Raises LaunchError (or the typed error behind it) when a member that never was ready was given up, or when the
+        controller itself died. A cluster that was ready once can only meet the latter."""
         if self._failure is not None:
             raise LaunchError(f"the controller died: {self._failure!r}") from self._failure
         for member in self._members:
@@ -217,6 +220,7 @@ class Controller:
             order = self._order(name, incarnation, record)
         except LaunchError as error:
             record.error = error
+            self._log_end(name, incarnation, str(error))
             self._reconciler.ended(name, incarnation, str(error), self._clock.now())
             return
         self._fleet.spawn(order)
@@ -271,7 +275,7 @@ class Controller:
                 if self._reconciler.ready(name, incarnation, now_s):
                     self._introduce(name, report, now_s)
             case Ended(name, incarnation, reason, hopeless, error):
-                log.warning("a member ended", name=name, incarnation=incarnation, reason=reason)
+                self._log_end(name, incarnation, reason)
                 self._records[name].error = error
                 if name != GATEWAY:  # the gateway need not wait for its heartbeats to run out
                     self._fleet.tell(GATEWAY, "lost", name, incarnation)
@@ -282,10 +286,17 @@ class Controller:
                     log.warning("ending a member", name=name, reason=kill.reason)
                     self._fleet.kill(name)
 
+    def _log_end(self, name: str, incarnation: int, reason: str) -> None:
+        """Once per reason, until it is ready again."""
+        record = self._records[name]
+        if record.said != reason:
+            log.warning("a member ended", name=name, incarnation=incarnation, reason=reason)
+            record.said = reason
+
     def _introduce(self, name: str, report: InstanceReport | GatewayReport, now_s: float) -> None:
         """A member is up: note its report, and let instances and gateway know of each other."""
         record = self._records[name]
-        record.report, record.error = report, None
+        record.report, record.error, record.said = report, None, ""
         process_s = now_s - record.spawned_s - sum(report.seconds.values())
         record.seconds = {"process": max(0.0, process_s), **report.seconds}
         if isinstance(report, GatewayReport):

@@ -114,7 +114,7 @@ class Cluster:
         self._running.kill(name)
 
     def check(self) -> None:
-        """Raises when some member was given up."""
+        """Raises when the controller died, or while starting, when some member was given up."""
         self._running.check()
 
     def wait_changed(self, timeout_s: float) -> None:
@@ -206,7 +206,8 @@ def serve(
     Call it from the main thread. Returns after a stop that was asked for.
 
     Raises:
-        LaunchError, ModelError, ConfigError: the cluster could not be started, or can no longer be kept.
+        LaunchError, ModelError, ConfigError: the cluster could not be started, or its controller died. Members that were lost
+            later, or whole nodes, end nothing: they are retried while the others serve.
     """
     console = console or Console()
     cluster = Cluster(config, address=address, python_path=python_path, factories=factories, console=console, verbose=verbose)

@@ -2,12 +2,13 @@
 
     ABSENT ──start──▶ STARTING ──ready──▶ READY
        ▲                 │                  │
-       └──(backoff)── ended ◀───────────────┘          too many failed starts, or a hopeless one ──▶ GIVEN_UP
+       └──(backoff)── ended ◀───────────────┘          never ready: too many failed starts, or a hopeless one ──▶ GIVEN_UP
 
 Invariants:
 - A member never has two live incarnations: it is started again only after the last one was seen to end.
 - Every start carries a higher incarnation than the one before; that number fences the dead everywhere else.
 - Reports about any incarnation but the current one change nothing.
+- A member that was ready once is never given up: what it lost (a node, a disk, a device) may come back.
 
 The shape (target and observed state, one pure step between them) is that of Ray Serve's and Kubernetes' controllers.
 Neighbour: `cluster.controller` feeds it reports and carries its actions out.
@@ -32,8 +33,8 @@ class RestartPolicy:
     """How eagerly members are replaced.
 
     The first replacement is immediate; failures in a row then wait `backoff_s`, doubling up to `backoff_cap_s`. A member that
-    has been ready for `settled_s` starts with a clean record. `max_failed_starts` in a row, none of which became ready, is the
-    end. A start that takes longer than `start_timeout_s` is killed and counts as failed.
+    has been ready for `settled_s` starts with a clean record. `max_failed_starts` in a row are the end of a member that never
+    was ready; one that was is tried for ever. A start that takes longer than `start_timeout_s` is killed and counts as failed.
     """
 
     backoff_s: float = 0.5
@@ -135,7 +136,7 @@ class Reconciler:
             slot.failures = 1 if now_s - slot.since_s >= self._policy.settled_s else slot.failures + 1
         slot.phase, slot.since_s, slot.reason, slot.condemned = Phase.ABSENT, now_s, slot.condemned or reason, ""
         slot.not_before_s = now_s + self._policy.delay_s(slot.failures)
-        slot.hopeless = hopeless and not slot.was_ready
+        slot.hopeless = hopeless
         return True
 
     def condemn(self, name: str, incarnation: int, reason: str) -> Kill | None:
@@ -162,7 +163,7 @@ class Reconciler:
 
     def _decide(self, slot: Slot, now_s: float) -> Action | None:
         if slot.phase is Phase.ABSENT:
-            if slot.hopeless or slot.failed_starts >= self._policy.max_failed_starts:
+            if not slot.was_ready and (slot.hopeless or slot.failed_starts >= self._policy.max_failed_starts):
                 slot.phase, slot.since_s = Phase.GIVEN_UP, now_s
                 return GiveUp(slot.name, slot.failures, slot.reason)
             if now_s >= slot.not_before_s:

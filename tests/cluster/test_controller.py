@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from cluster.controller import GATEWAY, Controller, Surroundings
 from cluster.gateway_process import GatewayReport, GatewaySpec
 from cluster.orders import Ended, Event, Order, Ready, Silent
-from cluster.placement import NODE_LABEL, Node
+from cluster.placement import ACCELERATOR_LABEL, NODE_LABEL, Node
 from cluster.reconciler import Phase, RestartPolicy
 from cluster.spec import InstanceReport, InstanceSpec
 from core.clock import ManualClock
@@ -213,6 +214,37 @@ def test_a_member_with_nowhere_to_go_waits_and_is_placed_when_there_is_somewhere
     clock.advance(1.0)
     controller.turn()
     assert fleet.incarnations("decode-0")[-1] > 1
+
+
+def test_a_lost_node_ends_nobody_else_and_its_members_come_back_with_it(
+    configure: Configure, fleet: FakeFleet, clock: ManualClock, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def labelled(name: str, accelerator: str) -> Node:
+        return replace(machine(name), labels={NODE_LABEL: f"id-{name}", ACCELERATOR_LABEL: accelerator})
+
+    one, two = labelled("one", "L40S"), labelled("two", "H100")
+    nodes = [one, two]
+    config = configure({"role": "prefill", "accelerator": "H100"}, {"role": "decode", "accelerator": "L40S"})
+    controller = Controller(config, KEYS, Surroundings(lambda: list(nodes), "id-one"), fleet, clock)
+    bring_up(controller, fleet)
+    nodes.remove(two)
+    fleet.end("prefill-0", "node died")
+    for _ in range(200):
+        controller.turn()
+        controller.check()
+        clock.advance(10.0)
+    phases = {member.name: member.phase for member in controller.members}
+    assert phases == {GATEWAY: Phase.READY, "decode-0": Phase.READY, "prefill-0": Phase.ABSENT}
+    assert (fleet.incarnations("decode-0"), fleet.killed) == ([1], [])
+    said = capfd.readouterr().out
+    assert said.count("node died") == 1
+    assert said.count("asked for accelerator H100") == 1, "one line per change, not per attempt"
+    nodes.append(two)
+    clock.advance(30.0)
+    controller.turn()
+    fleet.ready("prefill-0")
+    controller.turn()
+    assert controller.ready
 
 
 def test_a_silent_member_is_killed_and_replaced_only_once_it_is_gone(controller: Controller, fleet: FakeFleet) -> None:

@@ -74,6 +74,21 @@ def test_a_hopeless_first_start_is_given_up_at_once_but_a_member_that_worked_bef
     assert reconciler.step(21.0) == [Start("b", 3)]
 
 
+def test_a_member_that_worked_is_tried_for_ever_at_the_longest_pause() -> None:
+    reconciler = Reconciler(["a"], POLICY)
+    reconciler.step(0.0)
+    reconciler.ready("a", 1, 0.0)
+    reconciler.ended("a", 1, "node died", 20.0)
+    now_s, pauses = 20.0, []
+    for incarnation in range(2, 40):
+        pauses.append(reconciler.wake_s(now_s))
+        now_s += pauses[-1] or 0.0
+        assert reconciler.step(now_s) == [Start("a", incarnation)]
+        reconciler.ended("a", incarnation, "no such accelerator", now_s, hopeless=True)
+    assert pauses[-30:] == [POLICY.backoff_cap_s] * 30
+    assert not reconciler.settled
+
+
 def test_a_start_that_hangs_is_killed_and_counts_as_failed() -> None:
     reconciler = Reconciler(["a"], POLICY)
     reconciler.step(0.0)
@@ -105,6 +120,7 @@ class ClusterMachine(RuleBasedStateMachine):
         self.alive: dict[str, int] = {}
         self.highest: dict[str, int] = {}
         self.given_up: set[str] = set()
+        self.worked: set[str] = set()
 
     @rule(seconds=st.floats(0, 40))
     def time_passes(self, seconds: float) -> None:
@@ -123,6 +139,7 @@ class ClusterMachine(RuleBasedStateMachine):
                     assert self.alive.get(name) == incarnation
                 case GiveUp(name, failures, _):
                     assert name not in self.alive
+                    assert name not in self.worked, "what worked once is never given up"
                     assert failures >= 1
                     self.given_up.add(name)
 
@@ -130,7 +147,8 @@ class ClusterMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def becomes_ready(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.alive)))
-        self.reconciler.ready(name, self.alive[name], self.now_s)
+        if self.reconciler.ready(name, self.alive[name], self.now_s):
+            self.worked.add(name)
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data(), hopeless=st.booleans())
