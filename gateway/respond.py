@@ -107,13 +107,15 @@ async def collect(call: Call, receive: Receive) -> bytes:
 
 
 class EventStream(Response):
-    """Streams a call. Errors after the start become an event and end the stream (openai's clients raise on it)."""
+    """Streams a call. Nothing is sent before something was generated, so that an error until then is an ordinary answer, with
+    its status and `Retry-After`. Errors after that become an event and end the stream (openai's clients raise on it)."""
 
     def __init__(self, call: Call) -> None:
         super().__init__()
         self._call = call
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises HetServeError when the call failed before its first delta; the response has not begun then."""
         async with watching(receive, self._call):
             try:
                 async with asyncio.timeout(self._call.write_timeout_s):
@@ -125,12 +127,16 @@ class EventStream(Response):
 
     async def _stream(self, send: Send) -> None:
         call = self._call
+        items = await call.inbox.get()
         await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
         try:
-            while call.open:
-                data = self._chunks(await call.inbox.get())
+            while True:
+                data = self._chunks(items)
                 if data:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
+                if not call.open:
+                    break
+                items = await call.inbox.get()
             last = b""
             if call.with_usage or call.traced:
                 last = call.answer.last_chunk(call.usage() if call.with_usage else None, call.trace())
