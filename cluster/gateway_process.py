@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -43,7 +42,6 @@ class GatewayProcess:
         transfer = spec.config.transfer.model_copy(update={"host": spec.config.transfer.host or spec.host})
         config = spec.config.model_copy(update={"transfer": transfer})
         self._service = GatewayService(config, spec.keys, config.model, name=spec.name, incarnation=spec.incarnation)
-        self._stopped = threading.Event()
 
     def start(self) -> GatewayReport:
         """Raises PortInUse, ModelError or LaunchError."""
@@ -59,14 +57,14 @@ class GatewayProcess:
         self._service.worker_lost((name, incarnation))
 
     def wait(self) -> None:
-        self._stopped.wait()
+        """Blocks until the gateway has ended; raises what ended it, if that was not `stop`."""
+        self._service.wait()
 
     def drain(self, timeout_s: float) -> bool:
         return self._service.drain(timeout_s)
 
     def stop(self) -> None:
         self._service.stop()
-        self._stopped.set()
 
     def invariants(self) -> list[str]:
         return self._service.invariants()

@@ -5,6 +5,7 @@ Invariants:
 - Commands (`open`, `close`, `fence`) that the loop gives before it sends a message take effect before any answer to that
   message is looked at: commands are applied after each receive and before the message received.
 - An item counts only if its attempt is open and its sender, by name *and incarnation*, serves that attempt.
+- A fault of the thread is told to the loop: a gateway without its pump must not go on.
 - After `Fenced` comes back, no event of that attempt follows: what the loop has by then is all there will ever be.
 
 Neighbours: `core.mailbox` below, `gateway.reader` per generation, `gateway.dispatch` above.
@@ -13,6 +14,7 @@ Neighbours: `core.mailbox` below, `gateway.reader` per generation, `gateway.disp
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -56,6 +58,7 @@ class Fenced:
 
 Event = Progress | Failure | Fenced | Heartbeat
 Deliver = Callable[[list[Event]], None]
+OnFault = Callable[[Exception], None]
 
 
 @dataclass(slots=True)
@@ -69,12 +72,14 @@ class Pump:
     """Owns `mailbox` from `start` to `stop`. `open`, `close` and `fence` are for the loop's thread.
 
     A position that is still missing `gap_timeout_s` after a later one came is taken for lost, and with it the attempt.
+    `on_fault` is called in the loop, once, with the error that ended the thread.
     """
 
-    def __init__(self, mailbox: Mailbox, deliver: Deliver, clock: Clock, gap_timeout_s: float = 3.0) -> None:
+    def __init__(self, mailbox: Mailbox, deliver: Deliver, clock: Clock, on_fault: OnFault, gap_timeout_s: float = 3.0) -> None:
         self._mailbox = mailbox
         self._deliver = deliver
         self._clock = clock
+        self._on_fault = on_fault
         self._gap_timeout_s = gap_timeout_s
         self._commands: deque[Callable[[list[Event]], None]] = deque()
         self._routes: dict[str, _Route] = {}
@@ -123,6 +128,15 @@ class Pump:
         return len(self._routes)
 
     def _run(self) -> None:
+        try:
+            self._receive()
+        except Exception as error:  # the thread's boundary: it ends, and whoever depends on it is told
+            log.exception("pump ended")
+            if self._loop is not None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended too
+                    self._loop.call_soon_threadsafe(self._on_fault, error)
+
+    def _receive(self) -> None:
         while not self._stopping:
             self._mailbox.wait(TICK_S)
             events: list[Event] = []

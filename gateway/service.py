@@ -125,6 +125,19 @@ class GatewayService:
         """Refuse new requests with 503 and wait for those under way; False if some were left after `timeout_s`."""
         return self._call(self._drain(timeout_s))
 
+    def wait(self) -> None:
+        """Block until the gateway has ended.
+
+        Raises:
+            LaunchError: it was never started.
+            Exception: whatever ended it, if nobody asked it to stop.
+        """
+        if self._thread is None:
+            raise LaunchError("the gateway has not started")
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
     def stop(self) -> None:
         """End everything at once: requests under way get an error. Idempotent."""
         if self._server is not None and self._thread is not None and self._thread.is_alive():
@@ -158,7 +171,8 @@ class GatewayService:
     def worker_lost(self, key: InstanceKey) -> None:
         """Tell the gateway, from any thread, that an incarnation is dead, ahead of its heartbeats running out."""
         if self._loop is not None and self._dispatcher is not None:
-            self._loop.call_soon_threadsafe(self._dispatcher.worker_lost, key)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the gateway has ended
+                self._loop.call_soon_threadsafe(self._dispatcher.worker_lost, key)
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:
@@ -199,7 +213,8 @@ class GatewayService:
             metrics = Metrics()
             self._address = Address(self._name, self._incarnation, mailbox.endpoint)
             events = _Later()
-            pump = Pump(mailbox, events, self._clock, gap_timeout_s=2 * self._config.health.dead_after_s)
+            fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            pump = Pump(mailbox, events, self._clock, fault.set_exception, gap_timeout_s=2 * self._config.health.dead_after_s)
             dispatcher = self._make_dispatcher(peers, pump, metrics)
             events.target = dispatcher.deliver
             metrics.watch(dispatcher.snapshot)
@@ -217,9 +232,10 @@ class GatewayService:
             self._loop, self._dispatcher, self._server = asyncio.get_running_loop(), dispatcher, server
             pump.start(self._loop)
             stack.callback(pump.stop)
-            await self._until_stopped(dispatcher, server)
+            await self._until_stopped(dispatcher, server, fault)
 
-    async def _until_stopped(self, dispatcher: Dispatcher, server: HttpServer) -> None:
+    async def _until_stopped(self, dispatcher: Dispatcher, server: HttpServer, fault: asyncio.Future[None]) -> None:
+        """Serve until the server is told to stop; raises what `fault` holds if that comes first."""
         sweeping = asyncio.create_task(self._sweep(dispatcher))
         try:
             serving = asyncio.create_task(server.run())
@@ -227,7 +243,13 @@ class GatewayService:
             self._started.set()
             if self._on_ready is not None:
                 self._on_ready(self)
+            await asyncio.wait({serving, fault}, return_when=asyncio.FIRST_COMPLETED)
+            if fault.done():
+                dispatcher.close_all(Unavailable("the gateway has failed"))
+                server.stop()
             await serving
+            if fault.done():
+                fault.result()
         finally:
             sweeping.cancel()
 
