@@ -4,6 +4,7 @@
 # make lock    write requirements.lock anew, from what is installed
 # make clean   remove everything that make made
 #
+# On a machine without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch's CPU build, a tenth of the size.
 # The environment is made once, in .venv, from requirements.lock. Another interpreter: make PYTHON=python3.12 test
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \

@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from core.cost import CostModel
 from core.errors import ConfigError
@@ -42,8 +42,8 @@ class EngineConfig(_Section):
     Attributes:
         attention: backend name, or `auto` for the best one that the model and device allow.
         block_size: tokens per KV block; None takes the backend's preference.
-        kv_bytes: size of the KV cache; None measures: the share `memory_utilization` of device memory less weights and
-            activations.
+        kv_bytes: size of the KV cache; None measures: the share `memory_utilization` of the device memory that is free once
+            the weights are loaded, less what a step needs.
         max_num_seqs: most sequences in one step.
         max_num_batched_tokens: most tokens in one step; longer prompts are prefilled in chunks of it.
         max_waiting_tokens: prompt tokens that may queue before submissions are refused.
@@ -69,12 +69,24 @@ class EngineConfig(_Section):
     capture: bool = True
 
 
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class ResourceConfig(_Section):
     """What one instance asks Ray for. `custom` are Ray custom resources."""
 
-    gpus: float = Field(default=0, ge=0)
-    cpus: float = Field(default=0, ge=0)
-    custom: dict[str, float] = {}
+    gpus: Amount = 0
+    cpus: Amount = 0
+    custom: dict[str, Amount] = {}
+
+
+def _names(value: object) -> object:
+    """One error for whatever is not a name or a list of names, in place of one for each alternative."""
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, list) and value and all(isinstance(name, str) and name for name in value):
+        return value
+    raise ValueError(f"expected a name or a list of names, got {value!r}")
 
 
 class PoolConfig(_Section):
@@ -86,11 +98,11 @@ class PoolConfig(_Section):
 
     role: Role
     replicas: int = Field(default=1, ge=0, le=4096)
-    accelerator: str | list[str] | None = None
+    accelerator: Annotated[str | list[str], BeforeValidator(_names)] | None = None
     labels: dict[str, str] = {}
     resources: ResourceConfig = ResourceConfig()
     engine: EngineConfig | None = None
-    cost: dict[str, float] | None = None
+    cost: dict[str, Amount] | None = None
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,48}$")
 
     @field_validator("cost")
@@ -150,6 +162,12 @@ class HealthConfig(_Section):
     dead_after_s: float = Field(default=1.5, gt=0)
     stuck_after_s: float = Field(default=30.0, gt=0)
     drain_timeout_s: float = Field(default=60.0, ge=0)
+
+    @model_validator(mode="after")
+    def _several_beats_a_silence(self) -> HealthConfig:
+        if self.dead_after_s < 3 * self.heartbeat_s:
+            raise ValueError(f"dead_after_s = {self.dead_after_s:g} must be at least 3 times heartbeat_s = {self.heartbeat_s:g}")
+        return self
 
 
 class ClusterConfig(_Section):

@@ -9,6 +9,9 @@ from core.errors import HetServeError
 from core.mailbox import Peers
 from core.messages import Address, Failed, TokenItem, Tokens
 
+MOST_ITEMS = 1024
+"""In one message, well below what the wire takes."""
+
 
 class Outbox:
     """Not thread-safe. `lost` counts messages that a gateway had no room for; its streams end by their deadlines."""
@@ -40,7 +43,9 @@ class Outbox:
         items = self._items.pop(endpoint, None)
         if items:
             age_s = self._clock.now() - self._oldest_s.pop(endpoint)
-            self._send(endpoint, Tokens(worker=self._worker, items=tuple(items), age_s=age_s))
+            for start in range(0, len(items), MOST_ITEMS):
+                portion = tuple(items[start : start + MOST_ITEMS])
+                self._send(endpoint, Tokens(worker=self._worker, items=portion, age_s=age_s))
 
     def _send(self, endpoint: str, message: Tokens | Failed) -> None:
         if not self._peers.send(endpoint, message):

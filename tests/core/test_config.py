@@ -35,6 +35,12 @@ def test_defaults_fill_a_minimal_file() -> None:
         ({"pools": [{"role": "prefill"}]}, "", "no pool can decode"),
         ({"pools": [{"role": "decode", "cost": {"speed": 1.0}}]}, "pools[0].cost", "speed"),
         ({"model": ""}, "model", "at least 1"),
+        ({"health": {"heartbeat_s": 5, "dead_after_s": 1}}, "health", "3 times"),
+        ({"pools": [{"role": "decode", "cost": {"step_s": -1.0}}]}, "pools[0].cost.step_s", "greater than or equal to 0"),
+        ({"pools": [{"role": "decode", "resources": {"gpus": float("inf")}}]}, "pools[0].resources.gpus", "finite"),
+        ({"pools": [{"role": "decode", "resources": {"custom": {"x": -1}}}]}, "pools[0].resources.custom.x", "or equal to 0"),
+        ({"pools": [{"role": "decode", "accelerator": []}]}, "pools[0].accelerator", "list of names"),
+        ({"pools": [{"role": "decode", "accelerator": ["H100", 3]}]}, "pools[0].accelerator", "list of names"),
     ],
 )
 def test_a_wrong_key_is_named_by_its_path(change: dict[str, Any], path: str, words: str) -> None:
