@@ -14,8 +14,11 @@ Invariants:
 Graphs in buckets over static buffers are what vLLM, SGLang and nano-vllm do; the memory pool that graphs share is PyTorch's.
 
 Neighbours: `engine.batch` builds the integers, `engine.torch_runner` supplies the forward pass and decides who may be
-recorded. Recording is behind `Recorder`, so that all but `CudaRecorder` is tested on CPUs too, by a recorder that runs the
-step again. `CudaRecorder` needs a CUDA device; its tests are `tests/gpu/test_cuda_graph.py`.
+recorded.
+
+What has run where: all but `CudaRecorder` runs in tests on CPUs, through whole engines, with recorders that call the step
+again or repeat it tensor operation by tensor operation. `CudaRecorder`, and the CUDA attention backends inside a graph, have
+not run yet: they were written without a GPU at hand, and `tests/gpu/test_cuda_graph.py` waits for one.
 """
 
 from __future__ import annotations
