@@ -30,7 +30,7 @@ float rounded(float x) { return widen(narrow(x)); }
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 // out[rows, size] = x / sqrt(mean(x^2) + eps) * weight; `round_first` rounds the quotient to bf16 before the product.
-EXPORT void hetserve_rms_norm(const uint16_t* __restrict x, const float* __restrict weight, uint16_t* __restrict out, int64_t rows, int64_t size, float eps,
+EXPORT void hetserve_rms_norm(const uint16_t* x, const float* weight, uint16_t* out, int64_t rows, int64_t size, float eps,
                               int round_first, int threads) {
 #pragma omp parallel for num_threads(threads) if (rows * size >= kParallelElements)
     for (int64_t row = 0; row < rows; ++row) {
@@ -51,8 +51,8 @@ EXPORT void hetserve_rms_norm(const uint16_t* __restrict x, const float* __restr
 
 // out[tokens, heads, size] = x * cos + rotate_half(x) * sin, for x[tokens, heads, size] with strides in elements and
 // cos, sin[tokens, size].
-EXPORT void hetserve_rotate(const uint16_t* x, int64_t stride_token, int64_t stride_head, const uint16_t* cos, const uint16_t* sin,
-                            uint16_t* out, int64_t tokens, int64_t heads, int64_t size, int threads) {
+EXPORT void hetserve_rotate(const uint16_t* x, int64_t stride_token, int64_t stride_head, const uint16_t* cos,
+                            const uint16_t* sin, uint16_t* out, int64_t tokens, int64_t heads, int64_t size, int threads) {
     int64_t half = size / 2;
 #pragma omp parallel for num_threads(threads) if (tokens * heads * size >= kParallelElements)
     for (int64_t token = 0; token < tokens; ++token) {

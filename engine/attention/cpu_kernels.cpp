@@ -83,9 +83,13 @@ public:
         for (int block = item.first_key, turn = 0; block < item.last_key; block += kBlock, turn ^= 1) {
             if (!find(block + kBlock, found[turn ^ 1])) return false;
             for (int head = 0; head < item.heads; ++head) {
-                const Rows& next = found[head + 1 < item.heads ? turn : turn ^ 1];
-                if (head_rows_ <= kSplitRows) prefetch(next, head + 1 < item.heads ? head + 1 : 0);
-                pack(found[turn], item.first_head + head);
+                const Rows &now = found[turn], &next = found[head + 1 < item.heads ? turn : turn ^ 1];
+                int64_t here = item.first_head + head, there = item.first_head + (head + 1) % item.heads;
+                bool few = head_rows_ <= kSplitRows;  // then memory is what takes the time: fetch the next keys during this work
+                if (few) prefetch(next.key, there * call_.key_stride_head, call_.key_dim);
+                pack_keys(now.key, here * call_.key_stride_head, call_.key_dim, keys_.data());
+                pack_values(now.value, here * call_.value_stride_head, call_.value_dim, width_, values_.data());
+                if (few) prefetch(next.value, there * call_.value_stride_head, call_.value_dim);
                 int end = (head + 1) * head_rows_;
                 for (int row = head * head_rows_; row < end; row += kRows) attend_rows(row, std::min(kRows, end - row), block);
             }
@@ -129,8 +133,8 @@ private:
 
     void load_query() {
         for (int row = 0; row < rows_; ++row) {
-            const Stored* from = static_cast<const Stored*>(call_.query) + (first_query_ + token(row)) * call_.query_stride_token +
-                                 query_head(row) * call_.query_stride_head;
+            int64_t offset = (first_query_ + token(row)) * call_.query_stride_token + query_head(row) * call_.query_stride_head;
+            const Stored* from = static_cast<const Stored*>(call_.query) + offset;
             for (int unit = 0; unit < units_; unit += kLanes)
                 store(&query_[row * query_stride_ + unit], row_units<Unit>(from, unit * kPerUnit<Unit>, call_.key_dim));
         }
@@ -142,32 +146,24 @@ private:
     };
     bool find(int block, Rows& rows) const {
         const int32_t* table = call_.block_tables + item_.sequence * call_.table_stride;
+        const auto *keys = static_cast<const Stored*>(call_.key), *values = static_cast<const Stored*>(call_.value);
         int index = block / call_.block_size, offset = block % call_.block_size;
         for (int i = 0; i < kBlock; ++i) {
             rows.key[i] = rows.value[i] = nullptr;
             if (block + i >= item_.last_key) continue;
             int64_t id = table[index];
             if (id < 0 || id >= call_.num_blocks) return false;
-            rows.key[i] = static_cast<const Stored*>(call_.key) + id * call_.key_stride_block + offset * call_.key_stride_token;
-            rows.value[i] = static_cast<const Stored*>(call_.value) + id * call_.value_stride_block + offset * call_.value_stride_token;
+            rows.key[i] = keys + id * call_.key_stride_block + offset * call_.key_stride_token;
+            rows.value[i] = values + id * call_.value_stride_block + offset * call_.value_stride_token;
             if (++offset == call_.block_size) offset = 0, ++index;
         }
         return true;
     }
 
-    void pack(const Rows& rows, int head) {
-        pack_keys(rows.key, head * call_.key_stride_head, call_.key_dim, keys_.data());
-        pack_values(rows.value, head * call_.value_stride_head, call_.value_dim, width_, values_.data());
-    }
-
-    __attribute__((noinline)) void prefetch(const Rows& rows, int head) const {
+    __attribute__((noinline)) static void prefetch(const Stored* const* rows, int64_t offset, int size) {
         asm volatile("");                      // or the compiler takes the function for one without effect
-        for (int i = 0; i < kBlock && rows.key[i]; ++i) {
-            const Stored* key = rows.key[i] + (item_.first_head + head) * call_.key_stride_head;
-            const Stored* value = rows.value[i] + (item_.first_head + head) * call_.value_stride_head;
-            for (int d = 0; d < call_.key_dim; d += kLine) __builtin_prefetch(key + d, 0, 2);
-            for (int d = 0; d < call_.value_dim; d += kLine) __builtin_prefetch(value + d, 0, 2);
-        }
+        for (int i = 0; i < kBlock && rows[i]; ++i)
+            for (int d = 0; d < size; d += kLine) __builtin_prefetch(rows[i] + offset + d, 0, 2);
     }
     static constexpr int kLine = 64 / sizeof(Stored);
 
@@ -184,7 +180,8 @@ private:
         if (!any) return;
         alignas(64) float scores[kRows * kBlock];
         alignas(64) Unit weights[kRows * kBlock / kPerUnit<Unit>];
-        multiply_rows<Unit>(rows, &query_[row * query_stride_], query_stride_, keys_.data(), kBlock, units_, scores, kBlock, nullptr);
+        const Unit* query = &query_[row * query_stride_];
+        multiply_rows<Unit>(rows, query, query_stride_, keys_.data(), kBlock, units_, scores, kBlock, nullptr);
         Vec shift{};                           // lane r: old maximum of row r less the new one
         for (int r = 0; r < rows; ++r) {
             if (from[r] >= to[r]) continue;
@@ -197,7 +194,8 @@ private:
         for (int r = 0; r < rows; ++r) {
             Vec p[kColumns] = {};
             if (from[r] < to[r]) {
-                for (int i = 0; i < kColumns; ++i) p[i] = exponential<degree>(load(scores + r * kBlock + i * kLanes) - maximum_[row + r]);
+                for (int i = 0; i < kColumns; ++i)
+                    p[i] = exponential<degree>(load(scores + r * kBlock + i * kLanes) - maximum_[row + r]);
                 float* sum = &sum_[(row + r) * kLanes];
                 store(sum, load(sum) * rescale[r] + ((p[0] + p[1]) + (p[2] + p[3])));
             }
@@ -333,8 +331,8 @@ EXPORT int hetserve_attend_bf16(const Call* call) {
 // Copy rows[tokens, heads, row_bytes] into pages[slot, heads, row_bytes]; strides in bytes. Returns -1, or the first token
 // whose slot lies outside [0, num_slots): nothing is written for such a token.
 EXPORT int hetserve_write(const char* rows, int64_t stride_token, int64_t stride_head, char* pages, int64_t page_stride_block,
-                              int64_t page_stride_token, int64_t page_stride_head, const int64_t* slots, int64_t tokens, int64_t heads,
-                              int64_t row_bytes, int64_t block_size, int64_t num_slots, int threads) {
+                          int64_t page_stride_token, int64_t page_stride_head, const int64_t* slots, int64_t tokens,
+                          int64_t heads, int64_t row_bytes, int64_t block_size, int64_t num_slots, int threads) {
     int64_t bad = tokens;
     bool parallel = tokens * heads * row_bytes > (1 << 16);
 #pragma omp parallel for num_threads(threads) reduction(min : bad) if (parallel)

@@ -41,7 +41,7 @@ def test_builders_that_race_leave_one_whole_library(source: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         libraries = set(pool.map(lambda _: build(source), range(4)))
     assert len(libraries) == 1
-    assert list(libraries.pop().parent.iterdir()) != []
+    assert libraries.pop().exists()
     assert [path.suffix for path in (source.parent / "cache").iterdir()] == [".so"]
 
 
