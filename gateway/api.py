@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,9 +17,12 @@ from core.errors import InvalidRequest
 from gateway.generate import Generator, Prepared
 from gateway.guard import read_body
 from gateway.inbox import Inbox
+from gateway.large import LARGE_BODY_BYTES, parse_large
 from gateway.openai import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, parse
 from gateway.respond import Call, EventStream, collect
 from gateway.shapes import Answer, AnswerOptions, ChatShape, Choice, CompletionShape, Shape, encode_json
+
+B = TypeVar("B", bound=BaseModel)
 
 WRITE_SLACK_S = 60.0
 
@@ -42,19 +46,19 @@ class Api:
 
     async def completions(self, request: Request) -> Response:
         arrived_s = self.clock.now()
-        body = parse(CompletionRequest, await self._read(request))
+        body = await self._parse(CompletionRequest, request)
         prepared = await self.generator.prepare(body)
         shape = CompletionShape(prepared.prompt_texts, prepared.n)
         return await self._answer(request, prepared, shape, arrived_s, body.logprobs is not None)
 
     async def chat(self, request: Request) -> Response:
         arrived_s = self.clock.now()
-        body = parse(ChatRequest, await self._read(request))
+        body = await self._parse(ChatRequest, request)
         prepared = await self.generator.prepare(body)
         return await self._answer(request, prepared, ChatShape(), arrived_s, bool(body.logprobs))
 
     async def tokenize(self, request: Request) -> Response:
-        body = parse(TokenizeRequest, await self._read(request))
+        body = await self._parse(TokenizeRequest, request)
         self.generator.check_model(body.model)
         if body.prompt is not None:
             tokens = await self.generator.encode_text(body.prompt, body.add_special_tokens is not False)
@@ -65,7 +69,7 @@ class Api:
                 body.continue_final_message,
                 special=bool(body.add_special_tokens),
             )
-        token_strs = [self.generator.codec.token_text(token) for token in tokens] if body.return_token_strs else None
+        token_strs = await self.generator.token_strs(tokens) if body.return_token_strs else None
         return JSON(
             {
                 "count": len(tokens),
@@ -76,11 +80,15 @@ class Api:
         )
 
     async def detokenize(self, request: Request) -> Response:
-        body = parse(DetokenizeRequest, await self._read(request))
+        body = await self._parse(DetokenizeRequest, request)
         self.generator.check_model(body.model)
-        self.generator.codec.check_ids(body.tokens, "tokens")
-        text = await self.generator.off_loop(partial(self.generator.codec.show_all, body.tokens))
-        return JSON({"prompt": text})
+        return JSON({"prompt": await self.generator.decode_ids(body.tokens, "tokens")})
+
+    async def _parse(self, kind: type[B], request: Request) -> B:
+        body = await self._read(request)
+        if len(body) <= LARGE_BODY_BYTES:
+            return parse(kind, body)
+        return await self.generator.off_loop(partial(parse_large, kind, body, self.generator.max_model_len))
 
     async def _read(self, request: Request) -> bytes:
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
@@ -101,7 +109,7 @@ class Api:
             self.generator.codec.token_text,
             options,
         )
-        generations = self.generator.start(prepared, request.state.request_id, arrived_s, inbox)
+        generations = await self.generator.start(prepared, request.state.request_id, arrived_s, inbox)
         call = Call(
             generator=self.generator,
             generations=generations,

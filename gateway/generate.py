@@ -5,11 +5,12 @@ Everything that can be wrong with a request is found here or before, so that wha
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -19,13 +20,14 @@ from core.request import Request
 from core.sampling import MAX_SEED, SamplingParams
 from gateway.dispatch import Dispatcher, Generation
 from gateway.inbox import Inbox
-from gateway.openai import ChatRequest, CompletionRequest, GenerationRequest, Message
+from gateway.openai import MAX_PROMPTS, ChatRequest, CompletionRequest, GenerationRequest, Message
 from gateway.reader import TextOptions
 from gateway.text import TextCodec, Tokenizing
 
 T = TypeVar("T")
 
-MAX_PROMPTS = 1024
+TOKENS_PER_TURN = 32 * 1024
+"""Prompt tokens started before the loop's other tasks get their turn."""
 DEFAULT_COMPLETION_TOKENS = 16
 TEMPLATE_OPTIONS_NOT_ALLOWED = frozenset(
     {"conversation", "chat_template", "tokenize", "tools", "documents", "messages", "add_generation_prompt"}
@@ -103,7 +105,7 @@ class Generator:
         sampling = [self._sampling(body, prompt, seed) for prompt in prompts]
         texts = None
         if isinstance(body, CompletionRequest) and body.echo:
-            texts = [self.codec.skip_special(list(prompt)) for prompt in prompts]
+            texts = await self.off_loop(lambda: [self.codec.skip_special(prompt) for prompt in prompts])
         options = TextOptions(
             decode=self.codec.show_all if body.skip_special_tokens is False else self.codec.skip_special,
             stop=body.stops,
@@ -112,20 +114,30 @@ class Generator:
         )
         return Prepared(body, prompts, n, sampling, options, texts)
 
-    def start(self, prepared: Prepared, request_id: str, arrived_s: float, inbox: Inbox) -> list[Generation]:
-        """Start all generations or none. Index `prompt * n + i` draws with the i-th seed.
+    async def start(self, prepared: Prepared, request_id: str, arrived_s: float, inbox: Inbox) -> list[Generation]:
+        """Start all generations or none, pausing now and then when there are many. Index `prompt * n + i` draws with the
+        i-th seed.
 
         Raises:
             Overloaded, Unavailable: the router refused one; the others are closed again.
         """
         started: list[Generation] = []
+        prompt: tuple[int, ...] = ()
+        turn_tokens = 0
         try:
             for index in range(len(prepared.prompts) * prepared.n):
                 which, repeat = divmod(index, prepared.n)
+                if repeat == 0:
+                    prompt = tuple(prepared.prompts[which])
+                turn_tokens += len(prompt)
+                if turn_tokens > TOKENS_PER_TURN and started:
+                    turn_tokens = len(prompt)
+                    await asyncio.sleep(0)
+                self.dispatcher.admit(1)
                 sampling = prepared.sampling[which]
                 request = Request(
                     request_id=f"{request_id}-{index}",
-                    prompt=tuple(prepared.prompts[which]),
+                    prompt=prompt,
                     sampling=sampling if repeat == 0 else _reseeded(sampling, repeat),
                     arrived_s=arrived_s,
                 )
@@ -168,18 +180,35 @@ class Generator:
         return await self._tokenizing.run(partial(self.codec.encode_bounded, text, limit, special))
 
     async def off_loop(self, work: Callable[[], T]) -> T:
-        """Run tokenizer work in its threads."""
+        """Run tokenizer work, or anything else that takes long, in its threads."""
         return await self._tokenizing.run(work)
+
+    async def token_strs(self, tokens: Sequence[int]) -> list[str]:
+        """Each token's own text."""
+        return await self.off_loop(lambda: list(map(self.codec.token_text, tokens)))
+
+    async def decode_ids(self, ids: list[int], param: str) -> str:
+        """Raises InvalidRequest when an id is not one of the model's."""
+        await self._check_ids([ids], param)
+        return await self.off_loop(partial(self.codec.show_all, ids))
+
+    async def _check_ids(self, prompts: Sequence[Sequence[int]], param: str) -> None:
+        def work() -> None:
+            for ids in prompts:
+                self.codec.check_ids(ids, param)
+
+        if sum(map(len, prompts)) <= TOKENS_PER_TURN:
+            work()
+        else:
+            await self.off_loop(work)
 
     async def _encode_prompts(self, body: CompletionRequest) -> list[list[int]]:
         prompt = body.prompt
         many: Sequence[str | list[int]]
-        if isinstance(prompt, str):
+        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             many = [prompt]
-        elif prompt and isinstance(prompt[0], int):
-            many = [[item for item in prompt if isinstance(item, int)]]
         else:
-            many = [item for item in prompt if not isinstance(item, int)]
+            many = cast("Sequence[str | list[int]]", prompt)
         if not many:
             raise InvalidRequest("prompt: must not be empty", "prompt")
         if len(many) > MAX_PROMPTS:
@@ -190,8 +219,14 @@ class Generator:
             if isinstance(item, str):
                 encoded.append(await self.encode_text(item, special))
             else:
-                self.codec.check_ids(item, "prompt")
                 encoded.append(item)
+        limit = self.max_model_len
+        longest = max(map(len, encoded))
+        if longest > limit:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {limit} tokens, but the prompt has {longest}", "prompt"
+            )
+        await self._check_ids(encoded, "prompt")
         return encoded
 
     def _sampling(self, body: CompletionRequest | ChatRequest, prompt: list[int], seed: int) -> SamplingParams:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, PlainValidator, Val
 from core.errors import InvalidRequest
 from core.sampling import MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
 
+MAX_PROMPTS = 1024
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
 MAX_MESSAGES = 4096
