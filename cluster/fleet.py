@@ -21,6 +21,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, Ray
 
 from cluster.actors import EngineActor, GatewayActor
 from cluster.gateway_process import GatewaySpec
+from cluster.model_source import is_hub_id
 from cluster.orders import Ended, Event, Order, Ready, Silent
 from core.clock import Clock
 from core.errors import HetServeError
@@ -42,14 +43,15 @@ class _Live:
     pinged_s: float = 0.0
 
 
-def environment(threads: int, python_path: tuple[str, ...]) -> dict[str, str]:
-    """Variables of an actor's process: where the sources are, how many threads to compute with, and no network look-ups."""
-    return {
+def environment(threads: int, python_path: tuple[str, ...], model: str) -> dict[str, str]:
+    """Variables of an actor's process: where the sources are, how many threads to compute with, and no network look-ups
+    but for a model that it has to find on its own machine."""
+    offline = {} if is_hub_id(model) else {"HF_HUB_OFFLINE": "1"}
+    return offline | {
         "PYTHONPATH": os.pathsep.join([*python_path, str(APP_ROOT)]),
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
 
@@ -69,9 +71,8 @@ class Fleet:
     def spawn(self, order: Order) -> None:
         """Begin to make an actor and to start what it holds. Returns at once; `poll` tells how it went."""
         actor = GatewayActor if isinstance(order.spec, GatewaySpec) else EngineActor
-        handle = actor.options(runtime_env={"env_vars": environment(order.threads, self._python_path)}, **order.options).remote(
-            order.factory, order.spec
-        )
+        variables = environment(order.threads, self._python_path, order.spec.config.model)
+        handle = actor.options(runtime_env={"env_vars": variables}, **order.options).remote(order.factory, order.spec)
         now_s = self._clock.now()
         self._live[order.name] = _Live(order, handle, handle.start.remote(), answered_s=now_s, pinged_s=now_s)
 

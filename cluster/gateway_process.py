@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from cluster.model_source import model_folder
 from core.config import ClusterConfig
 from core.mailbox import ClusterKeys
 from core.messages import Address
@@ -41,7 +42,8 @@ class GatewayProcess:
 
         transfer = spec.config.transfer.model_copy(update={"host": spec.config.transfer.host or spec.host})
         config = spec.config.model_copy(update={"transfer": transfer})
-        self._service = GatewayService(config, spec.keys, config.model, name=spec.name, incarnation=spec.incarnation)
+        model = model_folder(config.model, weights=False)
+        self._service = GatewayService(config, spec.keys, model, name=spec.name, incarnation=spec.incarnation)
 
     def start(self) -> GatewayReport:
         """Raises PortInUse, ModelError or LaunchError."""

@@ -10,12 +10,14 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 import structlog
 
 from cluster.engine_loop import EngineLoop
 from cluster.heart import Heart
 from cluster.loaded_model import LoadedModel, simulated_model
+from cluster.model_source import found_here
 from cluster.spec import InstanceReport, InstanceSpec
 from core.clock import MonotonicClock
 from core.config import Role
@@ -189,6 +191,8 @@ class Instance:
 
 
 def _load(spec: InstanceSpec) -> LoadedModel:
+    """The model, found on this machine. The instance goes by the name that all instances know it by, not by that folder's."""
+    spec = replace(spec, config=found_here(spec.config, weights=spec.engine.runner != "simulated"))
     if spec.engine.runner == "simulated":
         return simulated_model(spec)
     from cluster.torch_model import torch_model  # a simulated instance starts without importing torch

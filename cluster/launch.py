@@ -22,6 +22,7 @@ from rich.console import Console
 
 from cluster import preflight
 from cluster.controller import Controller, Factories, MemberView, Surroundings
+from cluster.model_source import found_here, named_as_asked
 from cluster.progress import Progress, breakdown
 from cluster.ray_session import RaySession, ray_address
 from cluster.reconciler import RestartPolicy
@@ -78,17 +79,31 @@ class Cluster:
         self.seconds: dict[str, float] = {}
         self.total_s = 0.0
 
+    def prepare(self) -> None:
+        """What can fail, or take long, before Ray is there; `start` does it too. On this machine alone the model is found
+        once, for all; on a cluster by every process, on its own machine.
+
+        Raises:
+            ModelError, PortInUse, LaunchError.
+        """
+        config = named_as_asked(self._config)
+        preflight.check_port(config.gateway)
+        if self._where is None:
+            config = found_here(config, weights=preflight.runs_torch(config))
+        preflight.check(config)
+        self._config = config
+
     def start(self, cancel: threading.Event | None = None) -> Self:
         """Returns once the gateway can serve.
 
         Raises:
             ModelError, PortInUse, NoSuchAccelerator: at once, before or right after Ray is there.
-            LaunchError: Ray is not reachable, or a member cannot be started.
+            LaunchError: nobody can listen there, Ray is not reachable, or a member cannot be started.
             Interrupted: `cancel` was set meanwhile.
         """
         cancel = cancel or threading.Event()
         began_s = self._clock.now()
-        preflight.check(self._config)
+        self.prepare()
         try:
             with Progress(self._console) as progress:
                 self._open(progress)
@@ -151,8 +166,12 @@ class Cluster:
             raise LaunchError("the cluster is not running")
         return self._controller
 
+    @property
+    def _where(self) -> str | None:
+        return self._address or ray_address()
+
     def _open(self, progress: Progress) -> None:
-        address = self._address or ray_address()
+        address = self._where
         progress.note("Starting Ray on this machine" if address is None else f"Connecting to Ray at {address}")
         session = self._session = RaySession.open(address, self._verbose)
         self.seconds = dict(session.seconds)
@@ -211,6 +230,7 @@ def serve(
     """
     console = console or Console()
     cluster = Cluster(config, address=address, python_path=python_path, factories=factories, console=console, verbose=verbose)
+    cluster.prepare()  # a download is ended by the caller's own signal handlers
     with _signals() as (stop, hurry):
         try:
             cluster.start(stop)

@@ -59,7 +59,7 @@ def simulated_model(spec: InstanceSpec) -> LoadedModel:
         sleep=time.sleep,
         eos_token_ids=frozenset(),
     )
-    fingerprint = f"simulated-{spec.config.model}"
+    fingerprint = f"simulated-{Path(spec.config.model).name}"  # not where it is on this machine
     return LoadedModel(runner, ByteStore(layout, num_blocks), fingerprint, cost)
 
 

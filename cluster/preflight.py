@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 from pathlib import Path
 
+from cluster.model_source import is_hub_id
 from core.config import ClusterConfig, GatewayConfig
-from core.errors import ModelError, PortInUse
+from core.errors import LaunchError, ModelError, PortInUse
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def check(config: ClusterConfig) -> None:
-    """Raises ModelError or PortInUse."""
+    """A model that is still an id is left to the processes that will find it, each on its own machine.
+
+    Raises:
+        ModelError, PortInUse, LaunchError.
+    """
     check_port(config.gateway)
-    runs_torch = any(config.engine_of(pool).runner == "torch" for pool in config.pools if pool.replicas)
-    check_model(config.model, weights=runs_torch)
+    if is_hub_id(config.model):
+        return
+    check_model(config.model, weights=runs_torch(config))
+
+
+def runs_torch(config: ClusterConfig) -> bool:
+    """Whether any instance needs the model's weights."""
+    return any(config.engine_of(pool).runner == "torch" for pool in config.pools if pool.replicas)
 
 
 def check_model(model: str, weights: bool = True) -> None:
@@ -28,7 +40,7 @@ def check_model(model: str, weights: bool = True) -> None:
     """
     folder = Path(model)
     if not folder.is_dir():
-        raise ModelError(f"model: {model} is not a folder (models are read from disk, never downloaded)")
+        raise ModelError(f"model: {model} is not a folder, nor shaped like an id on the Hugging Face Hub (org/name)")
     path = folder / "config.json"
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
@@ -45,7 +57,12 @@ def check_model(model: str, weights: bool = True) -> None:
 
 
 def check_port(gateway: GatewayConfig) -> None:
-    """Raises PortInUse when somebody listens there already. The gateway's own bind remains the authority."""
+    """The gateway's own bind remains the authority.
+
+    Raises:
+        PortInUse: somebody listens there already.
+        LaunchError: nobody could listen there: not a name or address of this machine, or not allowed.
+    """
     if gateway.port == 0:
         return
     try:
@@ -54,4 +71,9 @@ def check_port(gateway: GatewayConfig) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise PortInUse(f"gateway.port: cannot listen on {gateway.host}:{gateway.port}: {error.strerror or error}") from error
+        said = error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(f"gateway.port: cannot listen on {gateway.host}:{gateway.port}: {said}") from error
+        if isinstance(error, PermissionError):
+            raise LaunchError(f"gateway.port: not allowed to listen on port {gateway.port}: {said}") from error
+        raise LaunchError(f"gateway.host: cannot listen on {gateway.host}: {said}") from error

@@ -19,7 +19,9 @@ _POOLS, _ENGINE, _HTTP = "Pools", "Engine", "HTTP"
 
 
 def serve(
-    model: Annotated[str | None, typer.Argument(help="A model folder.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="A model folder, or an id on the Hugging Face Hub.", show_default=False)
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A cluster's YAML file; flags win over it.", dir_okay=False)] = None,
     prefill: Annotated[int | None, typer.Option(min=0, help="Prefill instances.  [default: 1]", rich_help_panel=_POOLS)] = None,
     decode: Annotated[int | None, typer.Option(min=0, help="Decode instances.  [default: 1]", rich_help_panel=_POOLS)] = None,
@@ -97,7 +99,7 @@ def serve_config(settings: dict[str, Any], pools: PoolFlags, file: Path | None, 
     elif "model" in settings:
         base = _nested(settings)
     else:
-        raise UsageError("give a MODEL folder, or --config FILE")
+        raise UsageError("give a MODEL, or --config FILE")
     data = with_flags(base, pools, local=local)
     folder = Path(data["model"]).expanduser()
     data["model"] = str(folder.resolve()) if folder.is_dir() else data["model"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import socket
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from cluster.preflight import check_model, check_port
 from core.config import GatewayConfig
-from core.errors import ModelError, PortInUse
+from core.errors import LaunchError, ModelError, PortInUse
 
 
 def write(folder: Path, *names: str, config: object = None) -> str:
@@ -31,7 +32,7 @@ def test_simulated_instances_need_no_weights(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not a folder"):
-        check_model("meta-llama/Llama-3-8B")
+        check_model("meta-llama/Llama-3-8B/main")
     with pytest.raises(ModelError, match=r"no config\.json"):
         check_model(str(tmp_path))
     with pytest.raises(ModelError, match="no tokenizer"):
@@ -56,6 +57,27 @@ def test_any_port_is_never_in_use() -> None:
     check_port(GatewayConfig(port=0))
 
 
-def test_a_host_that_is_not_ours_cannot_be_listened_on() -> None:
-    with pytest.raises(PortInUse, match="cannot listen"):
+def test_a_host_that_is_not_ours_cannot_be_listened_on_and_is_not_called_in_use() -> None:
+    with pytest.raises(LaunchError, match=r"gateway\.host: cannot listen on 192\.0\.2\.77: .*assign") as refused:
         check_port(GatewayConfig(host="192.0.2.77", port=8000, api_key="a-long-key"))
+    assert not isinstance(refused.value, PortInUse)
+
+
+def test_a_host_that_has_no_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unresolvable(*_: object, **__: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unresolvable)
+    with pytest.raises(LaunchError, match=r"gateway\.host: cannot listen on nowhere: Name or service not known") as refused:
+        check_port(GatewayConfig(host="nowhere", port=8000, api_key="a-long-key"))
+    assert not isinstance(refused.value, PortInUse)
+
+
+def test_a_port_that_is_not_allowed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_self: socket.socket, _address: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(LaunchError, match="not allowed to listen on port 80: Permission denied") as refused:
+        check_port(GatewayConfig(port=80))
+    assert not isinstance(refused.value, PortInUse)
