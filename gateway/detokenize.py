@@ -41,7 +41,17 @@ class Detokenizer:
             self._window = self._window[self._settled :]
             self._settled = len(self._window)
             self._emitted = len(self._decode(self._window))
+        elif len(self._window) - self._settled > CONTEXT_TOKENS:
+            self._trim(text)
         return piece
+
+    def _trim(self, text: str) -> None:
+        """Forget the oldest of the tokens that gave no text (special ones, mostly): each would make every step dearer."""
+        shorter = self._window[: self._settled] + self._window[self._settled + 1 :]
+        shown = self._decode(shorter)
+        if shown == text or len(self._window) - self._settled > MAX_UNSETTLED_TOKENS:
+            self._window = shorter
+            self._emitted += len(shown) - len(text)
 
     def flush(self) -> str:
         """What is still unsettled, as it stands, once no more tokens will come."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
-from gateway.detokenize import MAX_UNSETTLED_TOKENS, Detokenizer
+from gateway.detokenize import CONTEXT_TOKENS, MAX_UNSETTLED_TOKENS, Detokenizer
 
 quick = settings(max_examples=150, deadline=None)
 
@@ -71,3 +76,46 @@ def test_endless_broken_bytes_are_let_out_in_bounded_time(byte_level):
     stream = Detokenizer(byte_level.decode)
     out = [stream.step(broken) for _ in range(3 * MAX_UNSETTLED_TOKENS)]
     assert sum(map(len, out)) >= MAX_UNSETTLED_TOKENS
+
+
+@pytest.mark.parametrize("size", [100, 1000])
+def test_a_run_of_tokens_without_text_costs_the_same_for_each_of_them(byte_level, size):
+    special = byte_level.token_to_id("<|user|>")
+    decoded = 0
+
+    def counted(ids):
+        nonlocal decoded
+        decoded += len(ids)
+        return byte_level.decode(ids)
+
+    hello = byte_level.encode("hello ", add_special_tokens=False).ids
+    stream = Detokenizer(counted, hello)
+    assert "".join(stream.step(token) for token in [special] * size) == ""
+    assert decoded <= size * 2 * (len(hello) + CONTEXT_TOKENS + 1)
+    after = byte_level.encode("wörld", add_special_tokens=False).ids
+    assert "".join([*map(stream.step, after), stream.flush()]) == "wörld"
+
+
+@quick
+@given(st.data())
+def test_tokens_without_text_change_nothing_about_the_others(byte_fallback, data):
+    tokenizer = Tokenizer.from_str(byte_fallback.to_str())
+    tokenizer.add_special_tokens(["<|pad|>"])
+    pad = tokenizer.token_to_id("<|pad|>")
+    words = data.draw(st.lists(st.sampled_from(["▁Hello", "▁world", "lo", "a", "▁the", "é"]), min_size=1, max_size=6))
+    ids = []
+    for word in words:
+        ids += [tokenizer.token_to_id(word)] + [pad] * data.draw(st.integers(0, 80))
+    assert "".join(pieces(tokenizer, [], ids)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("words", [["<0x77>", "<0xBD>", "▁world"], ["<0x61>", "<0xC3>", "<0xC3>", "lo"]])
+def test_ids_on_which_decode_stream_raises_are_read_to_their_end(byte_fallback, words):
+    """Why docs/adr/0010 does without `DecodeStream`: a character spelled as a byte, then bytes that are none."""
+    ids = [byte_fallback.token_to_id(word) for word in words]
+    ready_made = DecodeStream(skip_special_tokens=False)
+    with pytest.raises(Exception, match="Invalid prefix"):
+        list(map(partial(ready_made.step, byte_fallback), ids))
+    text = "".join(pieces(byte_fallback, [], ids))
+    assert text.startswith(chr(int(words[0][3:5], 16)))
+    assert text.endswith(words[-1].removeprefix("▁"))
