@@ -95,7 +95,7 @@ class Generator:
                 body.add_generation_prompt,
                 body.continue_final_message,
                 bool(body.add_special_tokens),
-                dict(body.chat_template_kwargs or {}),
+                body.template_options,
             )
             prompts = [ids]
         else:

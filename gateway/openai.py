@@ -196,9 +196,9 @@ class ChatRequest(GenerationRequest):
     add_special_tokens: bool | None = None
     chat_template_kwargs: dict[str, str | bool | int | None] | None = None
     response_format: TextFormat | None = None
-    reasoning_effort: str | None = None
-    verbosity: str | None = None
+    reasoning_effort: str | None = Field(default=None, max_length=64)
     # known, and refused unless off
+    verbosity: None = None
     chat_template: None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal[None, "none", "auto"] = None
@@ -210,6 +210,12 @@ class ChatRequest(GenerationRequest):
     prediction: None = None
     web_search_options: None = None
     echo: Off = None
+
+    @property
+    def template_options(self) -> dict[str, str | bool | int | None]:
+        """Variables for the chat template. How much to reason is the template's to say; `chat_template_kwargs` win."""
+        effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        return {**effort, **(self.chat_template_kwargs or {})}
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatRequest:

@@ -46,6 +46,7 @@ def byte_fallback() -> Tokenizer:
 
 
 CHAT_TEMPLATE = (
+    "{% if reasoning_effort %}{{ '[' + reasoning_effort + ']' }}{% endif %}"
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}{{ message['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )

@@ -111,6 +111,20 @@ def test_chat_goes_through_the_models_template(stage, http):
     assert stage.workers[0].submits[0].prompt_tokens == len(tokens)
 
 
+@pytest.mark.parametrize(
+    ("fields", "begins"),
+    [
+        ({}, "<|user|>"),
+        ({"reasoning_effort": "low"}, "[low]<|user|>"),
+        ({"chat_template_kwargs": {"reasoning_effort": "high"}, "reasoning_effort": "low"}, "[high]<|user|>"),
+    ],
+)
+def test_reasoning_effort_is_the_templates_to_read(stage, http, fields, begins):
+    body = post(http, "/v1/chat/completions", max_tokens=1, return_token_ids=True, **fields).json()
+    ids = body["choices"][0]["prompt_token_ids"]
+    assert http.post("/detokenize", json={"tokens": ids}).json() == {"prompt": begins + "hi<|assistant|>"}
+
+
 def test_streamed_chat_begins_with_the_role_and_ends_with_usage_when_asked(stage, http):
     chunks = events(post(http, "/v1/chat/completions", max_tokens=4, seed=2, stream=True, stream_options={"include_usage": True}))
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
@@ -272,6 +286,8 @@ CHAT_REFUSALS = [
     ({"messages": [{"role": "user"}]}, "messages[0]"),
     ({"messages": [{"role": "user", "content": "a", "x": 1}]}, "messages[0].x"),
     ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+    ({"verbosity": "low"}, "verbosity"),
+    ({"reasoning_effort": 3}, "reasoning_effort"),
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"response_format": {"type": "json_object"}}, "response_format.type"),
