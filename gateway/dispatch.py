@@ -141,6 +141,11 @@ class Dispatcher:
     def in_flight(self) -> int:
         return len(self._live)
 
+    @property
+    def max_concurrent(self) -> int:
+        """More generations than these are never in flight at once."""
+        return self._limits.max_concurrent
+
     def snapshot(self) -> Snapshot:
         return self._cluster.snapshot()
 

@@ -88,6 +88,7 @@ class Generator:
         n = body.n or 1
         if n > self._max_n:
             raise InvalidRequest(f"n: at most {self._max_n}", "n")
+        self._check_total(n, body)
         self.dispatcher.admit(n)
         if isinstance(body, ChatRequest):
             ids = await self.encode_chat(
@@ -228,6 +229,17 @@ class Generator:
             )
         await self._check_ids(encoded, "prompt")
         return encoded
+
+    def _check_total(self, n: int, body: CompletionRequest | ChatRequest) -> None:
+        """Refuse for good what could not be admitted on an empty server either: to come back later would not help."""
+        prompt = body.prompt if isinstance(body, CompletionRequest) else ""
+        prompts = 1 if isinstance(prompt, str) or isinstance(prompt[0], int) else len(prompt)
+        limit = self.dispatcher.max_concurrent
+        if n * prompts > limit:
+            param = "n" if n > limit or prompts == 1 else "prompt"
+            raise InvalidRequest(
+                f"{param}: {n} generations for {prompts} prompts, this server runs at most {limit} at once", param
+            )
 
     def _sampling(self, body: CompletionRequest | ChatRequest, prompt: list[int], seed: int) -> SamplingParams:
         limit = self.max_model_len

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import threading
 
 import pytest
 
@@ -371,10 +372,26 @@ def test_full_queues_are_429_with_a_time_to_come_back(set_stage):
 
 def test_the_gateways_own_bound_counts_every_generation_of_a_request(set_stage):
     stage = set_stage(gateway={"port": 0, "max_concurrent": 4})
-    stage.worker("m0")
-    assert post(stage.http, n=4).status_code == 200
-    assert error_of(post(stage.http, n=5), 429)["code"] == "overloaded"
-    assert error_of(post(stage.http, n=2, prompt=["a", "b", "c"]), 429)
+    m0 = stage.worker("m0", behave=lambda worker, submit: None)
+    answers = []
+    first = threading.Thread(target=lambda: answers.append(post(stage.http, n=4, max_tokens=2)))
+    first.start()
+    stage.until(lambda: len(m0.submits) == 4)
+    assert error_of(post(stage.http), 429)["code"] == "overloaded"
+    m0.later(lambda: [m0.answer(submit) for submit in m0.submits])
+    first.join()
+    assert answers[0].status_code == 200
+
+
+def test_more_generations_than_can_ever_be_in_flight_are_refused_for_good(set_stage):
+    stage = set_stage(gateway={"port": 0, "max_concurrent": 4})
+    m0 = stage.worker("m0")
+    assert error_of(post(stage.http, n=5), 400)["param"] == "n"
+    assert error_of(post(stage.http, "/v1/chat/completions", n=5), 400)["param"] == "n"
+    assert error_of(post(stage.http, n=2, prompt=["a", "b", "c"]), 400)["param"] == "prompt"
+    assert error_of(post(stage.http, prompt=[[1]] * 5), 400)["param"] == "prompt"
+    assert m0.submits == []
+    assert post(stage.http, n=2, prompt=["a", "b"]).status_code == 200
 
 
 def test_without_an_instance_requests_are_503(stage):
