@@ -251,7 +251,7 @@ class Generator:
             wanted = body.max_completion_tokens or wanted or max(room, 1)
             param, logprobs = "messages", (body.top_logprobs or 0) if body.logprobs else None
         else:
-            wanted = DEFAULT_COMPLETION_TOKENS if wanted is None else wanted
+            wanted = min(DEFAULT_COMPLETION_TOKENS, max(room, 1)) if wanted is None else wanted
             param, logprobs = "prompt", body.logprobs
         if room < 1 or wanted > room:
             raise ContextLengthExceeded(

@@ -338,7 +338,7 @@ def test_unknown_paths_methods_and_models_have_the_same_error_shape(http):
 def test_an_over_long_prompt_or_completion_is_a_context_error(stage, http):
     for fields in (
         {"prompt": "x" * 512},
-        {"prompt": "x" * 510},
+        {"prompt": "x" * 510, "max_tokens": 3},
         {"prompt": [1] * 512},
         {"prompt": "hi", "max_tokens": 511},
         {"prompt": "x" * 200_000},
@@ -348,6 +348,15 @@ def test_an_over_long_prompt_or_completion_is_a_context_error(stage, http):
     long_chat = [{"role": "user", "content": "x" * 600}]
     assert error_of(post(http, "/v1/chat/completions", messages=long_chat), 400)["code"] == "context_length_exceeded"
     assert post(http, prompt="x" * 500, max_tokens=12).status_code == 200
+
+
+@pytest.mark.parametrize(("prompt_tokens", "completion_tokens"), [(496, 16), (500, 12), (511, 1)])
+def test_the_default_of_16_tokens_shrinks_to_what_the_context_has_room_for(http, prompt_tokens, completion_tokens):
+    assert post(http, prompt="x" * prompt_tokens).json()["usage"]["completion_tokens"] == completion_tokens
+
+
+def test_a_prompt_that_fills_the_context_is_refused_by_its_own_name(http):
+    assert error_of(post(http, prompt="x" * 512), 400)["param"] == "prompt"
 
 
 def test_too_large_a_body_is_refused_declared_or_not(set_stage):
