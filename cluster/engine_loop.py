@@ -128,6 +128,8 @@ class EngineLoop:
             self._drawn(token)
         for sequence, error in output.failed:
             self._failed(sequence, error)
+        if self._prefill is not None:
+            self._prefill.stepped()
         if output.plan is not None:
             self._notice_loss(len(output.failed) == len(output.plan.scheduled))
         return output.plan is not None

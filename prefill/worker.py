@@ -67,6 +67,7 @@ class PrefillWorker:
         self._lease_s = lease_s
         self._attempts: dict[str, PrefillAttempt] = {}
         self._early = EarlyGrants(clock, lease_s)
+        self._noted: list[PrefillAttempt] = []
         self._renewals = Renewals(address, peers, clock, lease_s)
 
     @property
@@ -107,14 +108,16 @@ class PrefillWorker:
 
     def granted(self, grant: Grant, stepping: bool = False) -> None:
         """Room on the decode side. A grant that overtook its `Submit` is kept for it. One that comes while a step runs is
-        only noted: the next layer opens its session."""
+        only noted: the next layer opens the session if the step computes its prompt, else `stepped` does."""
         attempt = self._attempts.get(grant.attempt)
         if attempt is None:
             self._early.put(grant)
         elif grant.decode == attempt.decode and attempt.grant is None:
             attempt.grant = grant
             attempt.lease_until_s = self._clock.now() + self._lease_s
-            if not stepping:
+            if stepping:
+                self._noted.append(attempt)
+            else:
                 self._open_session(attempt)
 
     def cancel(self, attempt_id: str) -> None:
@@ -146,6 +149,13 @@ class PrefillWorker:
             if session is not None:
                 for written in range(first, layer + 1):
                     session.push(written, item.start, item.count)
+
+    def stepped(self) -> None:
+        """The step is over: open the sessions of grants that came while it ran and were not its own."""
+        for attempt in self._noted:
+            if self._attempts.get(attempt.submit.attempt) is attempt:
+                self._open_session(attempt)
+        self._noted.clear()
 
     def drawn(self, token: NewToken) -> None:
         """The prompt is read: give the first token to the gateway, and the rest of the KV to the decode side."""

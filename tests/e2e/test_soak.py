@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 
 from cluster.launch import Cluster
 from engine.model_factory import make_model
-from tests.support.cluster import complete, left_over, serving
+from tests.support.cluster import left_over, serving
 
 STREAMS = 64
 SECONDS = 60.0
@@ -28,6 +29,37 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
+async def stream(client: httpx.AsyncClient, dice: random.Random, hang_up_after: int | None) -> None:
+    """One streamed completion, read to its end, or dropped after some events."""
+    tokens = dice.randrange(1, 100)
+    body = {
+        "model": "tiny",
+        "prompt": [dice.randrange(3, 200) for _ in range(dice.randrange(1, 200))],
+        "max_tokens": tokens,
+        "temperature": dice.choice([0, 0.8]),
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    async with client.stream("POST", "/v1/completions", json=body) as answer:
+        assert answer.status_code == 200, await answer.aread()
+        events = 0
+        usage = None
+        async for line in answer.aiter_lines():
+            if line == "data: [DONE]":
+                assert usage is not None
+                assert usage["completion_tokens"] == tokens
+                return
+            if line:
+                event = json.loads(line.removeprefix("data: "))
+                assert "error" not in event, event
+                usage = event.get("usage") or usage
+                events += 1
+                if events == hang_up_after:
+                    return
+        raise AssertionError("the stream ended without [DONE]")
+
+
 async def load(url: str, seconds: float, seed: int) -> int:
     """`STREAMS` clients that ask again as soon as they are answered, a tenth of them hanging up early. Requests ended."""
     until_s = time.monotonic() + seconds
@@ -36,15 +68,7 @@ async def load(url: str, seconds: float, seed: int) -> int:
     async def ask_again_and_again(client: httpx.AsyncClient, dice: random.Random) -> None:
         nonlocal ended
         while time.monotonic() < until_s:
-            prompt = [dice.randrange(3, 200) for _ in range(dice.randrange(1, 200))]
-            asked = complete(client, prompt, max_tokens=dice.randrange(1, 100), temperature=dice.choice([0, 0.8]))
-            if dice.random() < 0.1:
-                try:
-                    await asyncio.wait_for(asked, timeout=dice.random() * 0.2)
-                except TimeoutError:
-                    continue
-            else:
-                await asked
+            await stream(client, dice, dice.randrange(1, 20) if dice.random() < 0.1 else None)
             ended += 1
 
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=None)) as client:

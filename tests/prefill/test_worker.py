@@ -38,6 +38,7 @@ class Rig:
             self.worker.drawn(token)
         for sequence, error in output.failed:
             self.worker.failed(sequence, error)
+        self.worker.stepped()
         self.outbox.flush()
 
     def grant(self, attempt: str = "a", first_token: int = 0) -> None:
@@ -91,6 +92,32 @@ def test_a_grant_in_the_middle_of_a_step_pushes_at_once_what_is_written() -> Non
 
     rig.engine.step(layer_written)
     assert seen == [{}, {0: set(range(10)), 1: set(range(10))}]
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_grant_in_the_middle_of_somebody_elses_step_is_not_forgotten(held: bool) -> None:
+    rig = Rig(max_num_seqs=1, prefix_cache=False)
+    rig.worker.submit(submission("a", "prefill", tokens=10))
+    if held:
+        rig.step()
+    rig.worker.submit(submission("b", "prefill", tokens=8))
+    running, granted = ("b", "a") if held else ("a", "b")
+
+    def layer_written(plan: StepPlan, layer: int) -> None:
+        assert [item.sequence.sequence_id for item in plan.scheduled] == [running]
+        if layer == 1:
+            rig.worker.granted(
+                Grant(attempt=granted, grant=1, decode=DECODE, kv_endpoint="d:1", first_token=0, lease_s=LEASE_S),
+                stepping=True,
+            )
+        rig.worker.layer_written(plan, layer)
+
+    for token in rig.engine.step(layer_written).tokens:
+        rig.worker.drawn(token)
+    rig.worker.stepped()
+    if not held:
+        rig.step()
+    assert rig.sender.sessions[granted].tail is not None
 
 
 def test_kv_from_the_prefix_cache_is_pushed_too() -> None:
