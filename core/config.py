@@ -115,7 +115,10 @@ class PoolConfig(_Section):
 
 
 class GatewayConfig(_Section):
-    """The HTTP door. An `api_key` is required to listen beyond loopback."""
+    """The HTTP door. An `api_key` is required to listen beyond loopback.
+
+    `read_timeout_s` bounds how long a client may take to send one request, `max_connections` how many may be open at once.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -123,6 +126,8 @@ class GatewayConfig(_Section):
     served_model_name: str | None = Field(default=None, min_length=1)
     max_n: int = Field(default=16, ge=1)
     max_body_bytes: int = Field(default=16 << 20, ge=1024)
+    read_timeout_s: float = Field(default=60.0, gt=0)
+    max_connections: int = Field(default=8192, ge=1)
     request_timeout_s: float = Field(default=600.0, gt=0)
     max_attempts: int = Field(default=3, ge=1)
     max_concurrent: int = Field(default=4096, ge=1)

@@ -5,6 +5,7 @@
     │   └── ContextLengthExceeded 400  prompt + max_tokens does not fit the model
     ├── Unauthorized              401
     ├── ModelNotFound             404
+    ├── ReadTimeout               408  the client was too slow to send its request
     ├── PayloadTooLarge           413
     ├── Overloaded                429  bounded queues are full; `retry_after_s` says when to come back
     ├── DeadlineExceeded          504
@@ -63,6 +64,11 @@ class Unauthorized(HetServeError):
 class ModelNotFound(HetServeError):
     code = "model_not_found"
     status = 404
+
+
+class ReadTimeout(HetServeError):
+    code = "read_timeout"
+    status = 408
 
 
 class PayloadTooLarge(HetServeError):

@@ -94,7 +94,7 @@ class Api:
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise InvalidRequest(f"content-type must be application/json, got {kind!r}")
-        return await read_body(request, self.config.max_body_bytes)
+        return await read_body(request, self.config.max_body_bytes, self.config.read_timeout_s)
 
     async def _answer(
         self, request: Request, prepared: Prepared, shape: Shape, arrived_s: float, with_logprobs: bool

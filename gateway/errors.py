@@ -14,6 +14,7 @@ _TYPES = {
     403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "timeout_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
     431: "invalid_request_error",
@@ -60,6 +61,8 @@ def headers_of(error: HetServeError) -> dict[str, str]:
         return {"retry-after": str(max(1, round(error.retry_after_s)))}
     if error.status == 503:
         return {"retry-after": "1"}
+    if error.status == 408:
+        return {"connection": "close"}
     if error.status == 401:
         return {"www-authenticate": "Bearer"}
     return {}

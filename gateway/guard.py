@@ -1,18 +1,19 @@
 """The outermost layer of the HTTP door, plain ASGI: a request id on every answer, the key on every route that needs it,
-and a body that is never read beyond its bound.
+and a body that is never read beyond its bounds in size and time.
 
 Only `/health` and `/version` are open when a key is set. Ids are made here; a client's string never becomes one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import secrets
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.errors import PayloadTooLarge, Unauthorized
+from core.errors import PayloadTooLarge, ReadTimeout, Unauthorized
 from gateway.errors import encode_error, headers_of
 from gateway.inbox import ClientGone
 from gateway.metrics import Metrics
@@ -58,13 +59,22 @@ def has_key(scope: Scope, key: bytes) -> bool:
     return False
 
 
-async def read_body(request: Request, limit_bytes: int) -> bytes:
+async def read_body(request: Request, limit_bytes: int, timeout_s: float) -> bytes:
     """The request's body, of at most `limit_bytes`.
 
     Raises:
         PayloadTooLarge: as soon as it is known, without reading the rest.
+        ReadTimeout: it was not all there after `timeout_s`.
         ClientGone: the client hung up in the middle.
     """
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _read_body(request, limit_bytes)
+    except TimeoutError as error:
+        raise ReadTimeout(f"the body did not arrive within {timeout_s:g} s") from error
+
+
+async def _read_body(request: Request, limit_bytes: int) -> bytes:
     declared = request.headers.get("content-length")
     if declared is not None and declared.isdigit() and int(declared) > limit_bytes:
         raise PayloadTooLarge(f"the body has {declared} bytes, at most {limit_bytes} are allowed")

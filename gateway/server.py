@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import structlog
 import uvicorn
@@ -19,11 +20,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from core.errors import HetServeError, LaunchError, PortInUse
 from gateway.admin import Admin
 from gateway.api import JSON, Api
+from gateway.connection import Connection, ConnectionLimits
 from gateway.errors import body_of, error_body, headers_of
 from gateway.guard import Guard
 from gateway.inbox import ClientGone
@@ -33,9 +34,6 @@ from gateway.openapi import describe
 
 log = structlog.get_logger()
 
-MAX_HEAD_BYTES = 64 * 1024
-HEADER_OVERHEAD_BYTES = 32
-"""What a header costs beside its text, as HTTP/2 counts it."""
 KEEP_ALIVE_S = 30
 BACKLOG = 2048
 CLIENT_CLOSED_REQUEST = 499
@@ -105,14 +103,14 @@ class HttpServer:
         LaunchError: the address cannot be used.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int, limits: ConnectionLimits) -> None:
         self._socket = _listen(host, port)
         self.port: int = self._socket.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self.port}"
         config = uvicorn.Config(
             app,
-            http=BoundedHttp,
+            http=cast(Any, partial(Connection, limits=limits)),
             ws="none",
             loop="none",
             lifespan="off",
@@ -150,44 +148,6 @@ class HttpServer:
     @property
     def connections(self) -> int:
         return len(self._server.server_state.connections)
-
-
-class BoundedHttp(HttpToolsProtocol):
-    """uvicorn's protocol with a bound on what comes before a body, and malformed HTTP answered in OpenAI's shape."""
-
-    _head_bytes = 0
-    _in_head = True
-
-    def on_message_begin(self) -> None:
-        self._in_head, self._head_bytes = True, 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        super().on_headers_complete()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value) + HEADER_OVERHEAD_BYTES
-        if self._head_bytes > MAX_HEAD_BYTES:
-            raise ValueError("headers too large")
-        super().on_header(name, value)
-
-    def data_received(self, data: bytes) -> None:
-        was_in_head = self._in_head
-        super().data_received(data)
-        if was_in_head and self._in_head and self.parser is not None and not self.transport.is_closing():
-            # Parts of an unfinished header never reach `on_header`: count what arrives.
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self.send_400_response("headers too large")
-
-    def send_400_response(self, msg: str) -> None:
-        if self.transport.is_closing():
-            return
-        body = JSON(error_body(400, msg, "malformed_http")).body
-        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + bytes(body))
-        self.transport.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -26,6 +26,7 @@ from core.mailbox import ClusterKeys, Door, Mailbox, Peers
 from core.messages import Address
 from gateway.admin import Admin
 from gateway.api import Api
+from gateway.connection import ConnectionLimits
 from gateway.dispatch import Dispatcher, DispatchLimits
 from gateway.generate import Generator, ModelInfo
 from gateway.journal import Journal
@@ -227,7 +228,8 @@ class GatewayService:
 
             admin = Admin(generator, dispatcher, metrics, self._clock, _version(), more_invariants)
             app = create_app(Api(generator, gateway, self._clock), admin, metrics, gateway.api_key)
-            server = HttpServer(app, gateway.host, gateway.port)
+            limits = ConnectionLimits(gateway.read_timeout_s, gateway.max_connections)
+            server = HttpServer(app, gateway.host, gateway.port, limits)
             stack.callback(server.close)
             self._loop, self._dispatcher, self._server = asyncio.get_running_loop(), dispatcher, server
             pump.start(self._loop)
