@@ -15,7 +15,6 @@ Neighbours: `cluster.fleet` makes and calls them; `cluster.instance` and `cluste
 from __future__ import annotations
 
 import importlib
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -49,6 +48,9 @@ class Held(Protocol):
     def stop(self) -> None: ...
 
     def invariants(self) -> list[str]: ...
+
+    @property
+    def progress_age_s(self) -> float | None: ...
 
 
 def resolve(path: str) -> Callable[[InstanceSpec | GatewaySpec], Held]:
@@ -92,9 +94,10 @@ class _Holder:
         self._started().wait()
 
     @_group("control")
-    def ping(self) -> int:
-        """The process id: proof that the process is scheduled and that its interpreter turns."""
-        return os.getpid()
+    def ping(self) -> float | None:
+        """An answer at all is proof that the process is scheduled and that its interpreter turns; what it says, how long ago
+        the work inside went on, where there is any to speak of."""
+        return None if self._held is None else self._held.progress_age_s
 
     @_group("control")
     def connect(self, gateways: tuple[Address, ...]) -> None:

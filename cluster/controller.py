@@ -2,7 +2,7 @@
 
 One thread owns the reconciler and the fleet:
 
-    reconciler.step ─▶ start, kill, give up ─▶ fleet.poll ─▶ ready, ended, silent ─▶ reconciler (again)
+    reconciler.step ─▶ start, kill, give up ─▶ fleet.poll ─▶ ready, ended, silent, stuck ─▶ reconciler (again)
 
 Everybody else sees a snapshot of the members, replaced whole. The gateway is a member like any other, under its own name;
 when it comes back, on its old port, every instance is told its new address.
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from cluster.gateway_process import GatewayReport, GatewaySpec
-from cluster.orders import Actors, Ended, Event, Order, Ready, Silent
+from cluster.orders import Actors, Ended, Event, Order, Pulse, Ready, Silent
 from cluster.placement import LOOPBACK, NODE_LABEL, Node, Placement, place
 from cluster.reconciler import GiveUp, Kill, Phase, Reconciler, RestartPolicy, Slot, Start
 from cluster.spec import InstanceReport, InstanceSpec
@@ -281,10 +281,15 @@ class Controller:
                     self._fleet.tell(GATEWAY, "lost", name, incarnation)
                 self._reconciler.ended(name, incarnation, reason, now_s, hopeless)
             case Silent(name, incarnation, for_s):
-                kill = self._reconciler.condemn(name, incarnation, f"no answer for {for_s:.1f} s")
-                if kill is not None:
-                    log.warning("ending a member", name=name, reason=kill.reason)
-                    self._fleet.kill(name)
+                self._condemn(name, incarnation, f"no answer for {for_s:.1f} s")
+            case Pulse(name, incarnation, progress_age_s) if progress_age_s >= self._config.health.stuck_after_s:
+                self._condemn(name, incarnation, f"stuck: no step came to its end for {progress_age_s:.1f} s")
+
+    def _condemn(self, name: str, incarnation: int, reason: str) -> None:
+        kill = self._reconciler.condemn(name, incarnation, reason)
+        if kill is not None:
+            log.warning("ending a member", name=name, reason=reason)
+            self._fleet.kill(name)
 
     def _log_end(self, name: str, incarnation: int, reason: str) -> None:
         """Once per reason, until it is ready again."""

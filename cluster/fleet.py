@@ -4,7 +4,7 @@ Each actor has one call outstanding that tells its fate: `start` until that retu
 is ready, or ended. An end is reported once Ray has declared the actor dead. The process is gone by then, but for one that is
 stopped (SIGSTOP): Ray kills it a moment later (`kill_worker_timeout_milliseconds`), and its incarnation fences it until then.
 Beside that, actors are pinged: a process that is there and answers nothing (stopped, swapped out, its node unreachable) is
-reported as silent.
+reported as silent. What the others answer, how long ago their work went on, is reported as their pulse.
 
 Owned by one thread at a time; `kill` alone may be called from any. Neighbour: `cluster.controller` drives it.
 """
@@ -22,7 +22,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, Ray
 from cluster.actors import EngineActor, GatewayActor
 from cluster.gateway_process import GatewaySpec
 from cluster.model_source import is_hub_id
-from cluster.orders import Ended, Event, Order, Ready, Silent
+from cluster.orders import Ended, Event, Order, Pulse, Ready, Silent
 from core.clock import Clock
 from core.errors import HetServeError
 
@@ -145,12 +145,13 @@ class Fleet:
     def _listen(self) -> list[Event]:
         """Collect the answers to pings and send new ones."""
         now_s = self._clock.now()
+        events: list[Event] = []
         pings = {live.ping: live for live in self._live.values() if live.ping is not None}
         if pings:
             answered, _ = ray.wait(list(pings), num_returns=len(pings), timeout=0)
             for reference in answered:
                 pings[reference].ping, pings[reference].answered_s = None, now_s
-        events: list[Event] = []
+                events += _pulse(pings[reference].order, reference)
         for live in self._live.values():
             if not live.ready:
                 continue
@@ -159,6 +160,14 @@ class Fleet:
             if live.ping is not None and now_s - live.answered_s >= self._silent_after_s:
                 events.append(Silent(live.order.name, live.order.incarnation, now_s - live.answered_s))
         return events
+
+
+def _pulse(order: Order, reference: Any) -> list[Event]:
+    try:
+        age_s = ray.get(reference)
+    except RayError:  # it ended: its fate tells
+        return []
+    return [] if age_s is None else [Pulse(order.name, order.incarnation, age_s)]
 
 
 def _first_line(error: BaseException) -> str:

@@ -58,6 +58,11 @@ class GatewayProcess:
         """An instance is known to be dead, before its heartbeats have run out."""
         self._service.worker_lost((name, incarnation))
 
+    @property
+    def progress_age_s(self) -> float | None:
+        """A gateway has no steps."""
+        return None
+
     def wait(self) -> None:
         """Blocks until the gateway has ended; raises what ended it, if that was not `stop`."""
         self._service.wait()

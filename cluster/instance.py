@@ -98,6 +98,14 @@ class Instance:
         self._ended.wait()
         self._thread.join()
 
+    @property
+    def progress_age_s(self) -> float | None:
+        """How long ago the engine loop last came round: the length so far of the step it is in, a fraction of a second when
+        idle. None once it has ended. Call it after `start`."""
+        if self._ended.is_set():
+            return None
+        return self._clock.now() - self._loop.progress.published_s
+
     def invariants(self) -> list[str]:
         """What an idle instance should not have, one line each."""
         found = list(self._engine.invariants())

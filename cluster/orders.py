@@ -61,7 +61,16 @@ class Silent:
     for_s: float
 
 
-Event = Ready | Ended | Silent
+@dataclass(frozen=True)
+class Pulse:
+    """It answers. Its engine loop last came round `progress_age_s` ago, working or idle."""
+
+    name: str
+    incarnation: int
+    progress_age_s: float
+
+
+Event = Ready | Ended | Silent | Pulse
 
 
 class Actors(Protocol):

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.controller import GATEWAY, Controller, Surroundings
 from cluster.gateway_process import GatewayReport, GatewaySpec
-from cluster.orders import Ended, Event, Order, Ready, Silent
+from cluster.orders import Ended, Event, Order, Pulse, Ready, Silent
 from cluster.placement import ACCELERATOR_LABEL, NODE_LABEL, Node
 from cluster.reconciler import Phase, RestartPolicy
 from cluster.spec import InstanceReport, InstanceSpec
@@ -256,6 +256,27 @@ def test_a_silent_member_is_killed_and_replaced_only_once_it_is_gone(controller:
     controller.turn()
     controller.turn()
     assert fleet.incarnations("decode-0") == [1, 2]
+
+
+def test_a_stuck_instance_is_killed_and_replaced_and_one_in_a_long_step_is_not(
+    controller: Controller, fleet: FakeFleet, config: ClusterConfig
+) -> None:
+    bring_up(controller, fleet)
+    stuck_after_s = config.health.stuck_after_s
+    fleet.events = [Pulse("prefill-0", 1, stuck_after_s - 0.1), Pulse("decode-0", 1, 0.05)]
+    controller.turn()
+    assert fleet.killed == []
+    fleet.events = [Pulse("decode-0", 1, stuck_after_s), Pulse("decode-0", 1, stuck_after_s + 1), Pulse("prefill-0", 1, 0.0)]
+    controller.turn()
+    assert fleet.killed == ["decode-0"]
+    controller.turn()
+    controller.turn()
+    assert fleet.incarnations("decode-0") == [1, 2]
+    fleet.events = [Pulse("decode-0", 1, 99.0)]
+    controller.turn()
+    assert fleet.killed == ["decode-0"], "the last word of the dead says nothing of the living"
+    decode = next(member for member in controller.members if member.name == "decode-0")
+    assert decode.reason.startswith("stuck: no step")
 
 
 def test_what_cannot_be_started_is_reported_with_its_own_error(controller: Controller, fleet: FakeFleet) -> None:

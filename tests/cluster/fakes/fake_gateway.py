@@ -72,6 +72,10 @@ class FakeGateway:
         self._server.shutdown()
         self._stopped.set()
 
+    @property
+    def progress_age_s(self) -> None:
+        return None
+
     def invariants(self) -> list[str]:
         return []
 
