@@ -18,6 +18,7 @@ from gateway.generate import Generator, Prepared
 from gateway.guard import read_body
 from gateway.inbox import Inbox
 from gateway.large import LARGE_BODY_BYTES, parse_large
+from gateway.metrics import Metrics
 from gateway.openai import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, parse
 from gateway.respond import Call, EventStream, collect
 from gateway.shapes import Answer, AnswerOptions, ChatShape, Choice, CompletionShape, Shape, encode_json
@@ -43,6 +44,7 @@ class Api:
     generator: Generator
     config: GatewayConfig
     clock: Clock
+    metrics: Metrics
 
     async def completions(self, request: Request) -> Response:
         arrived_s = self.clock.now()
@@ -119,6 +121,7 @@ class Api:
             with_usage=body.wants_usage,
             traced=request.headers.get("x-hetserve-trace") == "1",
             write_timeout_s=self.config.request_timeout_s + WRITE_SLACK_S,
+            metrics=self.metrics,
         )
         if body.stream:
             return EventStream(call)

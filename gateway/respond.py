@@ -20,6 +20,7 @@ from gateway.dispatch import Generation
 from gateway.errors import encode_error
 from gateway.generate import Generator
 from gateway.inbox import ClientGone, Inbox
+from gateway.metrics import Metrics
 from gateway.reader import Delta
 from gateway.shapes import Answer, Choice, usage_of
 
@@ -35,7 +36,8 @@ STREAM_HEADERS = [
 class Call:
     """One HTTP request's generations and what is needed to answer it.
 
-    `write_timeout_s` bounds the whole answer, so that a client that stops reading cannot hold it forever.
+    `write_timeout_s` bounds the whole answer, so that a client that stops reading cannot hold it forever. `metrics` count the
+    errors that no handler sees because the answer has begun.
     """
 
     generator: Generator
@@ -46,6 +48,7 @@ class Call:
     with_usage: bool
     traced: bool
     write_timeout_s: float
+    metrics: Metrics
 
     @property
     def open(self) -> int:
@@ -142,6 +145,7 @@ class EventStream(Response):
                 last = call.answer.last_chunk(call.usage() if call.with_usage else None, call.trace())
             last += DONE
         except HetServeError as error:
+            call.metrics.refused(error.code)
             last = b"data: " + encode_error(error) + b"\n\n"
         await send({"type": "http.response.body", "body": last, "more_body": False})
 

@@ -236,6 +236,20 @@ def test_a_stream_that_fails_before_its_first_token_is_an_ordinary_error_answer(
     stage.at_rest()
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_error_of_a_stream_is_counted_once_wherever_it_happens(stage, begun):
+    def breaks(worker, submit):
+        if begun:
+            worker.send(worker.item(submit, 0))
+        worker.fail(submit, "payload_too_large", "because")
+
+    stage.worker("m0", behave=breaks)
+    response = complete(stage, stream=True)
+    assert response.status_code == (200 if begun else 413)
+    assert ('data: {"error"' in response.text) == begun
+    assert 'hetserve_errors_total{code="payload_too_large"} 1.0' in stage.http.get("/metrics").text
+
+
 @pytest.mark.parametrize(
     ("code", "status", "attempts"),
     [("invalid_request", 400, 1), ("engine_fault", 500, 3), ("corrupt_transfer", 503, 3), ("made_up_code", 500, 1)],
