@@ -57,7 +57,7 @@ class Api:
         arrived_s = self.clock.now()
         body = await self._parse(ChatRequest, request)
         prepared = await self.generator.prepare(body)
-        return await self._answer(request, prepared, ChatShape(), arrived_s, bool(body.logprobs))
+        return await self._answer(request, prepared, ChatShape(self.generator.codec.token_bytes), arrived_s, bool(body.logprobs))
 
     async def tokenize(self, request: Request) -> Response:
         body = await self._parse(TokenizeRequest, request)

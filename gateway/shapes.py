@@ -21,6 +21,7 @@ LOWEST_LOGPROB = -9999.0
 """JSON has no minus infinity; OpenAI writes this."""
 
 TokenText = Callable[[int], str]
+TokenBytes = Callable[[int], list[int] | None]
 encode_json = msgspec.json.encode
 
 
@@ -65,9 +66,14 @@ class Shape(Protocol):
 
 
 class ChatShape:
+    """`bytes_of` gives a token's UTF-8 bytes, None where they cannot be known."""
+
     id_prefix = "chatcmpl-"
     object_whole = "chat.completion"
     object_chunk = "chat.completion.chunk"
+
+    def __init__(self, bytes_of: TokenBytes) -> None:
+        self._bytes_of = bytes_of
 
     def opening(self, choice: Choice) -> dict[str, Any] | None:
         return {"index": choice.index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
@@ -81,8 +87,7 @@ class ChatShape:
 
     def logprobs(self, choice: Choice, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs], text_of: TokenText) -> Any:
         def entry(token: int, logprob: float) -> dict[str, Any]:
-            text = text_of(token)
-            return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode("utf-8", "replace"))}
+            return {"token": text_of(token), "logprob": _finite(logprob), "bytes": self._bytes_of(token)}
 
         content = [
             {**entry(token, drawn.logprob), "top_logprobs": [entry(*alternative) for alternative in drawn.top]}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -17,11 +18,12 @@ import jinja2
 from transformers import AutoTokenizer
 
 from core.errors import ContextLengthExceeded, InvalidRequest, ModelError, Overloaded
-from gateway.detokenize import Decode
+from gateway.detokenize import UNFINISHED, Decode
 
 T = TypeVar("T")
 Messages = Sequence[dict[str, Any]]
 
+BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 PROBE_CHARS_PER_TOKEN = 8
 """A text longer than this per token of context is first judged by its beginning."""
 
@@ -41,6 +43,9 @@ class TextCodec:
         self.show_all: Decode = self._decoder(skip_special=False)
         self.skip_special: Decode = self._decoder(skip_special=True)
         self.token_text: Callable[[int], str] = lru_cache(maxsize=65536)(lambda token: self.show_all([token]))
+        self.token_bytes: Callable[[int], list[int] | None] = lru_cache(maxsize=65536)(self._token_bytes)
+        self._spelling = _spelling(self._fast)
+        self._added = frozenset(self._fast.get_added_tokens_decoder() if self._fast is not None else ())
 
     @classmethod
     def load(cls, model_path: str | Path) -> TextCodec:
@@ -118,10 +123,42 @@ class TextCodec:
         if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
             raise InvalidRequest(f"{param}: token ids must be in [0, {self.vocab_size - 1}]", param)
 
+    def _token_bytes(self, token: int) -> list[int] | None:
+        """The bytes that a token stands for, also when they are only a part of a character; None if that cannot be told."""
+        if self._fast is not None and token not in self._added:
+            found = self._spelling(self._fast.id_to_token(token) or "")
+            if found is not None:
+                return found
+        text = self.token_text(token)
+        return None if UNFINISHED in text else list(text.encode("utf-8", "replace"))
+
     def _decoder(self, skip_special: bool) -> Decode:
         if self._fast is not None:
             return partial(self._fast.decode, skip_special_tokens=skip_special)
         return partial(self._tokenizer.decode, skip_special_tokens=skip_special)
+
+
+def _spelling(fast: Any) -> Callable[[str], list[int] | None]:
+    """How a tokenizer writes bytes in its vocabulary: as stand-in letters (GPT-2), as `<0x0A>` (SentencePiece), or not."""
+    decoder = "" if fast is None or fast.decoder is None else fast.decoder.__getstate__().decode()
+    if '"ByteLevel"' in decoder:
+        byte_of = _byte_letters()
+
+        def letters(token: str) -> list[int] | None:
+            known = [byte_of.get(letter) for letter in token]
+            return None if not known or None in known else [byte for byte in known if byte is not None]
+
+        return letters
+    if '"ByteFallback"' in decoder:
+        return lambda token: [int(token[3:5], 16)] if BYTE_TOKEN.fullmatch(token) else None
+    return lambda token: None
+
+
+def _byte_letters() -> dict[str, int]:
+    """GPT-2's letters for bytes: printable Latin-1 stands for itself, the others, in order, are 256 and up."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
 class Tokenizing:
