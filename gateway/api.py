@@ -111,7 +111,7 @@ class Api:
             self.generator.codec.token_text,
             options,
         )
-        generations = await self.generator.start(prepared, request.state.request_id, arrived_s, inbox)
+        generations = await self.generator.start(prepared, request.state.request_id, arrived_s, inbox, request.state.salt)
         call = Call(
             generator=self.generator,
             generations=generations,

@@ -115,9 +115,11 @@ class Generator:
         )
         return Prepared(body, prompts, n, sampling, options, texts)
 
-    async def start(self, prepared: Prepared, request_id: str, arrived_s: float, inbox: Inbox) -> list[Generation]:
+    async def start(
+        self, prepared: Prepared, request_id: str, arrived_s: float, inbox: Inbox, salt: bytes = b""
+    ) -> list[Generation]:
         """Start all generations or none, pausing now and then when there are many. Index `prompt * n + i` draws with the
-        i-th seed.
+        i-th seed. `salt` is the tenant's.
 
         Raises:
             Overloaded, Unavailable: the router refused one; the others are closed again.
@@ -140,6 +142,7 @@ class Generator:
                     request_id=f"{request_id}-{index}",
                     prompt=prompt,
                     sampling=sampling if repeat == 0 else _reseeded(sampling, repeat),
+                    salt=salt,
                     arrived_s=arrived_s,
                 )
                 started.append(self.dispatcher.start(request, prepared.options, inbox, index))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
+from hashlib import blake2b
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,12 +23,17 @@ OPEN_PATHS = frozenset({"/health", "/version"})
 
 
 class Guard:
-    """Wraps the application. `api_key` None lets everybody in."""
+    """Wraps the application. `api_key` None lets everybody in.
 
-    def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics) -> None:
+    A request that came in with a key has its tenant's `salt` in its state: a BLAKE2b of that key under `salt_key` (at most
+    64 bytes), empty when no key is needed. Prefix caches keep salts apart, and nobody can compute the key from one.
+    """
+
+    def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics, salt_key: bytes) -> None:
         self._app = app
         self._key = None if api_key is None else api_key.encode()
         self._metrics = metrics
+        self._salt = b"" if api_key is None else tenant_salt(api_key.encode(), salt_key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,7 +41,7 @@ class Guard:
                 await send({"type": "websocket.close", "code": 1003})
             return
         request_id = secrets.token_hex(12)
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, salt=self._salt)
         id_header = (b"x-request-id", request_id.encode())
 
         async def send_with_id(message: Message) -> None:
@@ -48,6 +54,11 @@ class Guard:
             await _refuse(send_with_id, Unauthorized("Missing or wrong API key: send `Authorization: Bearer <key>`"))
             return
         await self._app(scope, receive, send_with_id)
+
+
+def tenant_salt(api_key: bytes, salt_key: bytes) -> bytes:
+    """16 bytes that stand for whoever holds `api_key`, the same on every gateway with the same `salt_key`."""
+    return blake2b(api_key, key=salt_key, digest_size=16, person=b"hetserve-tenant").digest()
 
 
 def has_key(scope: Scope, key: bytes) -> bool:

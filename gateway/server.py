@@ -39,8 +39,8 @@ BACKLOG = 2048
 CLIENT_CLOSED_REQUEST = 499
 
 
-def create_app(api: Api, admin: Admin, metrics: Metrics, api_key: str | None) -> ASGIApp:
-    """The whole HTTP door as one ASGI application."""
+def create_app(api: Api, admin: Admin, metrics: Metrics, api_key: str | None, salt_key: bytes) -> ASGIApp:
+    """The whole HTTP door as one ASGI application. `salt_key` is a secret that tenants' cache salts are made with."""
     app = FastAPI(title="HetServe", version=admin.version, docs_url=None, redoc_url=None, redirect_slashes=False)
     posts: list[tuple[str, Any, Any]] = [
         ("/v1/completions", api.completions, CompletionRequest),
@@ -64,7 +64,7 @@ def create_app(api: Api, admin: Admin, metrics: Metrics, api_key: str | None) ->
         app.add_api_route(path, handler, methods=["GET"], response_model=None, response_class=JSON)
     describe(app, {path: kind for path, _, kind in posts})
     _shape_errors(app, metrics)
-    return Guard(app, api_key, metrics)
+    return Guard(app, api_key, metrics, salt_key)
 
 
 def _shape_errors(app: FastAPI, metrics: Metrics) -> None:

@@ -227,7 +227,9 @@ class GatewayService:
                 return {"malformed_messages": mailbox.rejected, "tasks": len(asyncio.all_tasks())}
 
             admin = Admin(generator, dispatcher, metrics, self._clock, _version(), more_invariants)
-            app = create_app(Api(generator, gateway, self._clock, metrics), admin, metrics, gateway.api_key)
+            app = create_app(
+                Api(generator, gateway, self._clock, metrics), admin, metrics, gateway.api_key, self._keys.transfer_secret
+            )
             limits = ConnectionLimits(gateway.read_timeout_s, gateway.max_connections)
             server = HttpServer(app, gateway.host, gateway.port, limits)
             stack.callback(server.close)

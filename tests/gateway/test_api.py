@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from core.errors import PortInUse
+from gateway.guard import tenant_salt
 from gateway.service import GatewayService
 from tests.gateway.fake_worker import expected_text
 
@@ -422,6 +423,26 @@ def test_every_route_but_health_and_version_needs_the_key(set_stage):
     assert stage.http.get("/version", headers={"authorization": ""}).json()["version"]
     assert post(stage.http).status_code == 200
     assert stage.http.get("/debug/invariants").status_code == 200
+
+
+def test_prefixes_are_salted_by_the_key_that_came_with_the_request(set_stage):
+    salts = []
+    for key in ("secret-key", "other-secret", None):
+        stage = set_stage(gateway={"port": 0, "api_key": key})
+        worker = stage.worker("m0")
+        for fields in ({}, {"prompt": "something else"}):
+            assert post(stage.http, **fields).status_code == 200
+        first, second = (submit.salt for submit in worker.submits)
+        assert first == second
+        salts.append(first)
+    assert salts[2] == b""
+    assert [len(salt) for salt in salts[:2]] == [16, 16]
+    assert salts[0] != salts[1]
+
+
+def test_salts_follow_the_key_and_the_clusters_secret_and_nothing_else():
+    assert tenant_salt(b"key", b"secret") == tenant_salt(b"key", b"secret")
+    assert len({tenant_salt(b"key", b"secret"), tenant_salt(b"kez", b"secret"), tenant_salt(b"key", b"other")}) == 3
 
 
 # --- the socket
