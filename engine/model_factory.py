@@ -13,13 +13,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from core.errors import ModelError
+from engine.model import load_model
 from engine.tiny_tokenizer import BOS_ID, EOS_ID, PAD_ID, train_tokenizer
 
 
@@ -80,7 +83,7 @@ def make_model(
     try:
         model = AutoModelForCausalLM.from_config(model_config, dtype=torch_dtype)
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, AssertionError) as error:
-        raise ModelError(f"{architecture}: transformers cannot build a decoder of these sizes: {error}") from error
+        raise ModelError(f"{architecture}: transformers cannot build a decoder of these sizes: {_first_line(error)}") from error
     fill_weights(model, seed)
     model.generation_config = GenerationConfig(bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -95,6 +98,10 @@ def make_config(
     """The config that `make_model` writes. Raises ModelError as `make_model` does."""
     if size not in SIZES:
         raise ModelError(f"Got {size = } but expected one of {sorted(SIZES)}")
+    if architecture not in CONFIG_MAPPING:
+        near = get_close_matches(architecture, CONFIG_MAPPING.keys(), n=3)
+        advice = f"did you mean {' or '.join(near)}?" if near else f"for instance {', '.join(_PLAIN[:3])}"
+        raise ModelError(f"{architecture}: no such architecture in transformers; {advice}")
     unknown = set(dims) - set(ModelDims.__dataclass_fields__)
     if unknown:
         raise ModelError(f"Got unknown sizes {sorted(unknown)} but expected some of {sorted(ModelDims.__dataclass_fields__)}")
@@ -103,10 +110,25 @@ def make_config(
     try:
         made = AutoConfig.for_model(architecture, **fields)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"{architecture}: no such architecture in transformers, or it refuses these sizes: {error}") from error
+        raise ModelError(f"{architecture}: transformers refuses these sizes: {_first_line(error)}") from error
     if made.get_text_config() is not made:
         raise ModelError(f"{architecture}: a family of models, not a decoder; try {architecture}_text")
     return made
+
+
+def check_served(architecture: str) -> None:
+    """Make a tiny model of this architecture, load it as an instance would, and forget it.
+
+    Raises:
+        ModelError: no such architecture, or why no model of it can be served.
+    """
+    with TemporaryDirectory() as folder:
+        make_model(folder, architecture)
+        try:
+            load_model(folder)
+        except ModelError as error:
+            said = str(error).removeprefix(folder).removeprefix(f" ({architecture})").removeprefix(": ")
+            raise ModelError(f"{architecture}: cannot be served: {said}") from error
 
 
 def architectures() -> tuple[str, ...]:
@@ -131,6 +153,11 @@ def fill_weights(model: PreTrainedModel, seed: int) -> None:
             else:
                 fresh = parameter.float() + noise * 0.1
             parameter.copy_(fresh)
+
+
+def _first_line(error: Exception) -> str:
+    """What transformers says, less the list of everything it knows."""
+    return (str(error).splitlines() or [repr(error)])[0][:200]
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

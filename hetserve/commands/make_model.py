@@ -28,10 +28,12 @@ def make_model(
     use_app()
     from transformers.utils.logging import disable_progress_bar
 
+    from engine.model_factory import check_served
     from engine.model_factory import make_model as make
 
     disable_progress_bar()
     began_s = time.monotonic()
+    check_served(architecture)
     make(folder, architecture, size=size, dtype=dtype, seed=seed)
     megabytes = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
     typer.echo(f"{folder}: {architecture} {size}, {megabytes:.0f} MB of {dtype} weights, in {time.monotonic() - began_s:.1f} s")

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from core.errors import ModelError
-from engine.model_factory import SIZES, architectures, make_config, make_model
+from engine.model import load_model
+from engine.model_factory import SIZES, architectures, check_served, make_config, make_model
 from engine.tiny_tokenizer import MIN_VOCAB_SIZE, train_tokenizer
 
 TEXTS = ["Hello the world.", "naïve café — 東京 😀👩‍🚀", "  two  spaces\n\ttabs\r\n", "\x00\x7f", ""]
@@ -88,14 +89,32 @@ def test_the_named_sizes_have_the_parameters_they_are_named_for():
 
 
 def test_wrong_names_are_refused_with_what_was_expected(tmp_path):
-    with pytest.raises(ModelError, match="no such architecture"):
+    with pytest.raises(ModelError, match="no such architecture") as misspelt:
         make_model(tmp_path, "lama")
+    assert "did you mean llama" in str(misspelt.value)
+    with pytest.raises(ModelError, match="no such architecture") as strange:
+        make_model(tmp_path, "nonsense")
+    assert len(str(strange.value)) < 120
     with pytest.raises(ModelError, match=f"expected one of {sorted(SIZES)}".replace("[", r"\[")):
         make_model(tmp_path, "llama", size="huge")
     with pytest.raises(ModelError, match=r"unknown sizes \['depth'\]"):
         make_model(tmp_path, "llama", depth=3)
-    with pytest.raises(ModelError, match=r"no decoder|cannot build"):
+    with pytest.raises(ModelError, match="cannot build a decoder") as encoder:
         make_model(tmp_path, "t5")
+    assert len(str(encoder.value)) < 300
+
+
+@pytest.mark.parametrize("architecture", ["bert", "mamba"])
+def test_an_architecture_that_is_not_served_is_refused_with_the_servers_own_reason(architecture, tmp_path):
+    with pytest.raises(ModelError) as served:
+        load_model(make_model(tmp_path, architecture))
+    with pytest.raises(ModelError, match=f"^{architecture}: cannot be served: ") as checked:
+        check_served(architecture)
+    assert str(served.value).endswith(str(checked.value).removeprefix(f"{architecture}: cannot be served: "))
+
+
+def test_an_architecture_that_is_served_passes():
+    check_served("qwen3")
 
 
 def test_every_architecture_with_a_recipe_has_a_config():

@@ -125,6 +125,18 @@ def test_a_folder_that_is_not_a_model_is_one_line(tmp_path: Path) -> None:
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("architecture", "said"),
+    [("lama", "did you mean llama"), ("bert", "bert: cannot be served: layer 0 attends to later tokens")],
+)
+def test_a_model_that_could_not_be_served_is_not_made(tmp_path: Path, architecture: str, said: str) -> None:
+    code, out, err = run("make-model", str(tmp_path / "made"), "--architecture", architecture)
+    assert (code, out) == (1, "")
+    assert said in err.splitlines()[-1]
+    assert len(err.splitlines()[-1]) < 200
+    assert not (tmp_path / "made").exists()
+
+
 # --- configuration ----------------------------------------------------------------------------------------------------
 
 
