@@ -93,6 +93,7 @@ class PoolConfig(_Section):
     """Instances of one role on one kind of accelerator.
 
     `accelerator` matches Ray's `ray.io/accelerator-type` node label: one name, several, or None for any node.
+    Whatever names one other than `CPU` must ask for a GPU, or a part of one: without, it would run on that node's CPU.
     `labels` are further node labels to match. `cost` and `engine` override the cluster's.
     """
 
@@ -112,6 +113,12 @@ class PoolConfig(_Section):
         if unknown:
             raise ValueError(f"unknown coefficients {sorted(unknown)}, expected some of {list(CostModel.__struct_fields__)}")
         return value
+
+    @property
+    def names_gpu(self) -> bool:
+        """Whether it may be placed on nothing but an accelerator."""
+        names = [self.accelerator] if isinstance(self.accelerator, str) else self.accelerator or []
+        return bool(names) and "CPU" not in names
 
 
 class GatewayConfig(_Section):
@@ -193,6 +200,13 @@ class ClusterConfig(_Section):
         live = {pool.role for pool in self.pools if pool.replicas > 0}
         if Role.MIXED not in live and Role.DECODE not in live:
             raise ValueError("no pool can decode: add one with role decode or mixed and at least one replica")
+        for index, pool in enumerate(self.pools):
+            if pool.names_gpu and pool.resources.gpus == 0 and self.engine_of(pool).runner == "torch":
+                raise ConfigError(
+                    f"accelerator {pool.accelerator} is named but no GPU asked for, so that its CPU would compute; ask for 1 or "
+                    "a part of one, or name CPU",
+                    f"pools[{index}].resources.gpus",
+                )
         names = [self.pool_name(index) for index in range(len(self.pools))]
         if len(set(names)) != len(names):
             raise ValueError(f"pool names must differ, got {names}")
@@ -218,6 +232,9 @@ def parse_config(data: object) -> ClusterConfig:
         return ClusterConfig.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
+        own = first.get("ctx", {}).get("error")
+        if isinstance(own, ConfigError):  # of a check that spans several keys and names the wrong one itself
+            raise own from error
         message = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         raise ConfigError(message, _dotted(first["loc"])) from error
 

@@ -144,6 +144,7 @@ def test_no_placement_ever_overbooks_a_node_or_breaks_a_constraint(
     config = parse_config(
         {
             "model": "m",
+            "engine": {"runner": "simulated"},
             "pools": [
                 {"role": "mixed", "accelerator": kind, "replicas": replicas, "resources": {"gpus": gpus}}
                 for kind, gpus, replicas in pools

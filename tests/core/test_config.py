@@ -77,3 +77,13 @@ def test_pools_of_one_role_are_numbered() -> None:
 def test_twin_pool_names_are_refused() -> None:
     with pytest.raises(ConfigError, match="must differ"):
         parse_config(MINIMAL | {"pools": [{"role": "decode", "name": "a"}, {"role": "mixed", "name": "a"}]})
+
+
+@pytest.mark.parametrize("accelerator", ["H100", ["L40S", "A10G"]])
+def test_a_pool_that_names_an_accelerator_must_ask_for_some_of_it(accelerator: object) -> None:
+    pool = {"role": "decode", "accelerator": accelerator}
+    with pytest.raises(ConfigError, match=r"^pools\[1\]\.resources\.gpus: accelerator .* no GPU") as wrong:
+        parse_config(MINIMAL | {"pools": [{"role": "prefill"}, pool]})
+    assert wrong.value.path == "pools[1].resources.gpus"
+    for fitting in ({"resources": {"gpus": 0.5}}, {"accelerator": "CPU"}, {"engine": {"runner": "simulated"}}):
+        parse_config(MINIMAL | {"pools": [{"role": "prefill"}, pool | fitting]})
