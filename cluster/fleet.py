@@ -52,6 +52,8 @@ def environment(threads: int, python_path: tuple[str, ...], model: str) -> dict[
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": str(threads),
+        # OpenMP threads that spin for long starve whoever shares their cores; ones that sleep at once are slow to wake.
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "2000"),
         "TOKENIZERS_PARALLELISM": "false",
     }
 
