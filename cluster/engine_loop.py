@@ -49,6 +49,11 @@ class Progress:
     published_s: float
     attempts: int
 
+    @property
+    def drained(self) -> bool:
+        """No attempt is here, and none will be taken: the loop has seen that it is to drain."""
+        return self.load.draining and self.attempts == 0
+
     def load_at(self, now_s: float) -> Load:
         """The load, with how long ago the loop last came round."""
         return msgspec.structs.replace(self.load, step_age_s=now_s - self.published_s)

@@ -67,10 +67,10 @@ class Instance:
         self._peers = Peers(self._door)
         self._address = Address(spec.name, spec.incarnation, self._mailbox.endpoint)
         self._loop = self._staff()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
         self._heart = Heart(self._door, self._beat, spec.config.health.heartbeat_s)
         self._heart.connect(spec.gateways)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
         self._heart.start()
         seconds = {**self._model.seconds, "sockets": time.perf_counter() - began_s}
         return InstanceReport(self._address, self._kv_endpoint, self._model.runner.num_blocks, os.getpid(), seconds)
@@ -88,9 +88,9 @@ class Instance:
         """Refuse new attempts and let those here end. False if some were left when the time was up."""
         self._loop.drain()
         until_s = self._clock.now() + timeout_s
-        while self._loop.progress.attempts and self._clock.now() < until_s and not self._ended.is_set():
+        while not self._loop.progress.drained and self._clock.now() < until_s and not self._ended.is_set():
             time.sleep(DRAIN_POLL_S)
-        return self._loop.progress.attempts == 0
+        return self._loop.progress.drained
 
     def stop(self) -> None:
         """End at once; whatever is running is lost. Idempotent."""
@@ -107,11 +107,10 @@ class Instance:
         return self._clock.now() - self._loop.progress.published_s
 
     def invariants(self) -> list[str]:
-        """What an idle instance should not have, one line each."""
-        found = list(self._engine.invariants())
-        progress = self._loop.progress
-        if progress.attempts:
-            found.append(f"{progress.attempts} attempts are still here")
+        """What an idle instance should not have, one line each. The engine is looked into only once no attempt is here,
+        because its thread changes it otherwise."""
+        attempts = self._loop.progress.attempts
+        found = [f"{attempts} attempts are still here"] if attempts else list(self._engine.invariants())
         if self._receiver is not None and self._receiver.open_grants:
             found.append(f"{self._receiver.open_grants} grants are still open")
         if self._mailbox.rejected:
