@@ -8,11 +8,13 @@ Neighbours: `cluster.controller` keeps the cluster alive in between; `cluster.ra
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -33,6 +35,7 @@ from core.mailbox import ClusterKeys
 
 HEALTH_TIMEOUT_S = 30.0
 HEALTH_POLL_S = 0.05
+MOST_HEALTH_BYTES = 2000
 REFRESH_S = 0.2
 
 
@@ -196,14 +199,18 @@ class Cluster:
         self.seconds["members"] = self._clock.now() - began_s
 
     def _await_health(self, cancel: threading.Event) -> None:
-        """Wait for the gateway to have heard from enough instances. Raises LaunchError with its words if it never does."""
+        """Wait for the gateway to have heard from every instance, so that the first request finds them all. Raises LaunchError
+        with its words if it never does."""
         began_s = self._clock.now()
+        expected = Counter[str]()
+        for pool in self._config.pools:
+            expected[pool.role.value] += pool.replicas
         said = ""
         while self._clock.now() - began_s < HEALTH_TIMEOUT_S:
             if cancel.is_set():
                 raise Interrupted("stopped while starting")
             healthy, said = _health(self.url)
-            if healthy:
+            if healthy and expected <= _instances(said):
                 self.seconds["first heartbeats"] = self._clock.now() - began_s
                 return
             self._running.check()
@@ -252,11 +259,17 @@ def serve(
 def _health(url: str) -> tuple[bool, str]:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2.0) as answer:
-            return answer.status == 200, ""
+            return answer.status == 200, answer.read(MOST_HEALTH_BYTES).decode("utf-8", "replace")
     except urllib.error.HTTPError as error:
-        return False, error.read(2000).decode("utf-8", "replace")
+        return False, error.read(MOST_HEALTH_BYTES).decode("utf-8", "replace")
     except OSError as error:
         return False, str(error)
+
+
+def _instances(health: str) -> Counter[str]:
+    """How many instances of each role the gateway hears, by its health report."""
+    report = json.loads(health)
+    return Counter({str(role): int(count) for role, count in report["instances"].items()})
 
 
 @contextmanager

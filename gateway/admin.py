@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,13 +28,15 @@ class Admin:
     extra_invariants: Callable[[], dict[str, int]] = dict
 
     async def health(self, request: Request) -> Response:
-        """200 when a request could be served now; else 503 with the reasons."""
+        """200 when a request could be served now; else 503 with the reasons. Says how many instances of each role live."""
         reasons = []
+        snapshot = self.dispatcher.snapshot()
         if self.dispatcher.draining:
             reasons.append("the gateway is draining")
-        if not self.dispatcher.snapshot().decode:
+        if not snapshot.decode:
             reasons.append("no live instance can decode")
-        status = {"status": "unavailable" if reasons else "ok", "reasons": reasons}
+        roles = Counter(item.role.value for item in snapshot.instances)
+        status = {"status": "unavailable" if reasons else "ok", "reasons": reasons, "instances": roles}
         return JSON(status, 503 if reasons else 200)
 
     async def show_version(self, request: Request) -> Response:

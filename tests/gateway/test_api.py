@@ -221,8 +221,10 @@ def test_health_says_why_not(stage):
     down = stage.http.get("/health")
     assert down.status_code == 503
     assert down.json()["reasons"] == ["no live instance can decode"]
+    assert down.json()["instances"] == {}
     stage.worker("m0")
-    assert stage.http.get("/health").status_code == 200
+    up = stage.http.get("/health")
+    assert (up.status_code, up.json()["instances"]) == (200, {"mixed": 1})
 
 
 def test_the_document_describes_every_body(http):

@@ -1,6 +1,7 @@
 """A gateway without an API, for tests of the cluster around it: it listens for heartbeats and says over HTTP what it heard.
 
-GET /health answers 200 once it has heard from somebody, GET /heard lists `name -> [incarnation, role, accelerator, node]`.
+GET /health answers 200 once it has heard from somebody, with how many there are of each role; GET /heard lists
+`name -> [incarnation, role, accelerator, node]`.
 Runs inside an actor, found by its import path.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -82,7 +84,8 @@ class FakeGateway:
     def _answer(self, path: str) -> tuple[int, Any]:
         if path == "/heard":
             return 200, self._heard
-        return (200, {}) if self._heard else (503, {"why": "nobody was heard"})
+        roles = Counter(role for _, role, _, _ in self._heard.values())
+        return (200, {"instances": roles}) if self._heard else (503, {"why": "nobody was heard"})
 
     def _listen(self) -> None:
         while not self._stopped.is_set():
