@@ -30,7 +30,7 @@ _WORDS = (
 )
 _ONSETS = ("b", "br", "c", "ch", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "st", "t", "tr", "v", "w", "z")
 _NUCLEI = ("a", "e", "i", "o", "u", "ai", "ea", "ou")
-_CODAS = ("", "", "", "l", "n", "r", "s", "t", "nd", "ck")
+_CODAS = ("", "", "", "l", "n", "r", "s", "m", "nd", "rk")
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
