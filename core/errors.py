@@ -165,16 +165,16 @@ class NoSuchAccelerator(LaunchError):
     code = "no_such_accelerator"
 
 
-def is_retryable(code: str) -> bool:
-    """Whether an error that crossed the wire as `code` may be retried on another worker. Unknown codes may not."""
-    return _RETRYABLE.get(code, False)
-
-
-def _codes(root: type[HetServeError]) -> dict[str, bool]:
-    codes = {root.code: root.retryable}
+def _tree(root: type[HetServeError]) -> dict[str, type[HetServeError]]:
+    found = {root.code: root}
     for child in root.__subclasses__():
-        codes.update(_codes(child))
-    return codes
+        found.update(_tree(child))
+    return found
 
 
-_RETRYABLE = _codes(HetServeError)
+_BY_CODE = _tree(HetServeError)
+
+
+def from_wire(code: str, message: str) -> HetServeError:
+    """The error that a worker named by `code`; an unknown code becomes the root, which is not retried."""
+    return _BY_CODE.get(code, HetServeError)(message)

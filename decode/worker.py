@@ -21,7 +21,7 @@ All methods run on the engine's thread.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 import msgspec
@@ -57,7 +57,7 @@ class DecodeAttempt:
     phase: Phase
     grant: int = 0
     received: Received | None = None
-    introduced: bool = field(default=False)
+    introduced: bool = False
 
 
 class DecodeWorker:
@@ -99,9 +99,6 @@ class DecodeWorker:
     @property
     def queued(self) -> int:
         return len(self._queue)
-
-    def owns(self, attempt: str) -> bool:
-        return attempt in self._attempts
 
     # --- messages -----------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 
 A window of the last settled tokens plus the unsettled ones is decoded whole at each step (the offsets of Hugging Face's
 TGI), because how a token reads depends on its neighbours: a character may span tokens, and some decoders drop a leading
-space. `tokenizers.decoders.DecodeStream` would be the ready-made part; on arbitrary ids it raises ("invalid prefix") and
-gives out the end of the prompt, and it cannot be flushed.
+space. `tokenizers.decoders.DecodeStream` would be the ready-made part; on arbitrary ids it raises ("invalid prefix"),
+and it cannot be flushed.
 """
 
 from __future__ import annotations

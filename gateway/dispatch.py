@@ -24,13 +24,21 @@ from dataclasses import dataclass
 import structlog
 
 from core.clock import Clock
-from core.errors import DeadlineExceeded, HetServeError, Overloaded, ProtocolError, TransferError, Unavailable, WorkerLost
+from core.errors import (
+    DeadlineExceeded,
+    HetServeError,
+    Overloaded,
+    ProtocolError,
+    TransferError,
+    Unavailable,
+    WorkerLost,
+    from_wire,
+)
 from core.lifecycle import Stage
 from core.mailbox import Peers
 from core.messages import Address, Cancel, Heartbeat, Submit
 from core.request import Request
 from core.tokens import pack_tokens
-from gateway.errors import from_wire
 from gateway.inbox import Inbox
 from gateway.journal import Entry, Journal, Outcome
 from gateway.metrics import Metrics

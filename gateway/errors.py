@@ -1,4 +1,4 @@
-"""Errors at the door: from a worker's code to the typed error, and from any error to OpenAI's JSON shape."""
+"""Errors at the door: from any error to OpenAI's JSON shape."""
 
 from __future__ import annotations
 
@@ -21,21 +21,6 @@ _TYPES = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
-
-
-def _tree(root: type[HetServeError]) -> dict[str, type[HetServeError]]:
-    found = {root.code: root}
-    for child in root.__subclasses__():
-        found.update(_tree(child))
-    return found
-
-
-_BY_CODE = _tree(HetServeError)
-
-
-def from_wire(code: str, message: str) -> HetServeError:
-    """The error that a worker named by `code`; an unknown code becomes the root, which is not retried."""
-    return _BY_CODE.get(code, HetServeError)(message)
 
 
 def status_type(status: int) -> str:

@@ -74,9 +74,6 @@ class PrefillWorker:
     def attempts(self) -> int:
         return len(self._attempts)
 
-    def owns(self, attempt: str) -> bool:
-        return attempt in self._attempts
-
     # --- messages -----------------------------------------------------------------------------------------------------
 
     def submit(self, submit: Submit) -> None:
