@@ -38,9 +38,9 @@ from core.clock import MonotonicClock
 from core.config import EngineConfig
 from core.sampling import SamplingParams
 from engine.engine import Engine
-from engine.model_factory import SIZES, ModelDims, make_model
 from engine.sequence import Sequence
 from engine.torch_runner import TorchRunner
+from tooling.model_factory import SIZES, ModelDims, make_model
 
 Pair = tuple[float, float]
 """Seconds that the baseline and the engine took for the same work."""

@@ -29,9 +29,12 @@ from rich.table import Table
 from core.config import parse_config
 from core.cost import CostModel
 from core.layout import KVLayout, LayerShape
-from core.mailbox import ClusterKeys, Door, Mailbox, Peers
 from core.messages import Address, Heartbeat, Load, Submit, TokenItem, Tokens
 from core.request import FinishReason
+from mail.door import Door
+from mail.keys import ClusterKeys
+from mail.mailbox import Mailbox
+from mail.peers import Peers
 
 VOCAB = 2048
 FIRST_NUMBER = 256

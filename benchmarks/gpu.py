@@ -43,8 +43,8 @@ from core.config import EngineConfig
 from core.sampling import SamplingParams
 from engine import sequence as engine_sequence
 from engine.engine import Engine
-from engine.model_factory import SIZES, ModelDims, make_model
 from engine.torch_runner import TorchRunner
+from tooling.model_factory import SIZES, ModelDims, make_model
 
 ROOT = Path(__file__).resolve().parents[1]
 _COPY_BYTES = 1 << 30

@@ -50,7 +50,7 @@ def main(
 
 
 def _config(folder: Path, size: str | None) -> ClusterConfig:
-    from engine.model_factory import make_model
+    from tooling.model_factory import make_model
 
     model = make_model(folder / "model", "llama", size=size or "tiny", dtype="bfloat16" if size else "float32")
     return parse_config(

@@ -9,7 +9,7 @@ behind `wait`, which lasts as long as the actor does its work:
 Actors never restart by themselves (`max_restarts=0`): the controller replaces them, with a higher incarnation.
 What an actor holds is named by an import path (`module:attribute`), so that importing it happens, and is timed, in the actor.
 
-Neighbours: `cluster.fleet` makes and calls them; `cluster.instance` and `cluster.gateway_process` are what they hold.
+Neighbours: `cluster.fleet` makes and calls them; `instance.instance` and `cluster.gateway_process` are what they hold.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from typing import Any, Protocol, TypeVar
 import ray
 
 from cluster.gateway_process import GatewayReport, GatewaySpec
-from cluster.spec import InstanceReport, InstanceSpec
 from core.errors import ConfigError
 from core.messages import Address
+from instance.spec import InstanceReport, InstanceSpec
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 GROUPS = {"life": 2, "control": 4}
 
 
 class Held(Protocol):
-    """What both kinds of actor hold: `cluster.instance.Instance` or `cluster.gateway_process.GatewayProcess`.
+    """What both kinds of actor hold: `instance.instance.Instance` or `cluster.gateway_process.GatewayProcess`.
 
     All methods may be called from any thread; `wait` returns once stopped and raises when what it waits for died.
     """

@@ -23,12 +23,12 @@ from cluster.gateway_process import GatewayReport, GatewaySpec
 from cluster.orders import Actors, Ended, Event, Order, Pulse, Ready, Silent
 from cluster.placement import LOOPBACK, NODE_LABEL, Node, Placement, place
 from cluster.reconciler import GiveUp, Kill, Phase, Reconciler, RestartPolicy, Slot, Start
-from cluster.spec import InstanceReport, InstanceSpec
 from core.clock import Clock
 from core.config import ClusterConfig
 from core.errors import HetServeError, LaunchError
-from core.mailbox import ClusterKeys
 from core.messages import Address
+from instance.spec import InstanceReport, InstanceSpec
+from mail.keys import ClusterKeys
 
 GATEWAY = "gateway"
 POLL_S = 0.1
@@ -42,7 +42,7 @@ log = structlog.get_logger()
 class Factories:
     """Import paths (`module:attribute`) of what the two kinds of actor hold."""
 
-    instance: str = "cluster.instance:Instance"
+    instance: str = "instance.instance:Instance"
     gateway: str = "cluster.gateway_process:GatewayProcess"
 
 

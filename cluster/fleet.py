@@ -21,10 +21,10 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, Ray
 
 from cluster.actors import EngineActor, GatewayActor
 from cluster.gateway_process import GatewaySpec
-from cluster.model_source import is_hub_id
 from cluster.orders import Ended, Event, Order, Pulse, Ready, Silent
 from core.clock import Clock
 from core.errors import HetServeError
+from instance.model_source import is_hub_id
 
 APP_ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cluster.model_source import model_folder
 from core.config import ClusterConfig
-from core.mailbox import ClusterKeys
 from core.messages import Address
+from instance.model_source import model_folder
+from mail.keys import ClusterKeys
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,14 @@ from rich.console import Console
 
 from cluster import preflight
 from cluster.controller import Controller, Factories, MemberView, Surroundings
-from cluster.model_source import found_here, named_as_asked
 from cluster.progress import Progress, breakdown
 from cluster.ray_session import RaySession, ray_address
 from cluster.reconciler import RestartPolicy
 from core.clock import Clock, MonotonicClock
 from core.config import ClusterConfig
 from core.errors import LaunchError
-from core.mailbox import ClusterKeys
+from instance.model_source import found_here, named_as_asked
+from mail.keys import ClusterKeys
 
 HEALTH_TIMEOUT_S = 30.0
 HEALTH_POLL_S = 0.05

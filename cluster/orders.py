@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cluster.gateway_process import GatewayReport, GatewaySpec
-from cluster.spec import InstanceReport, InstanceSpec
 from core.errors import HetServeError
+from instance.spec import InstanceReport, InstanceSpec
 
 Report = InstanceReport | GatewayReport
 

@@ -7,9 +7,9 @@ import json
 import socket
 from pathlib import Path
 
-from cluster.model_source import is_hub_id
 from core.config import ClusterConfig, GatewayConfig
 from core.errors import LaunchError, ModelError, PortInUse
+from instance.model_source import is_hub_id
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")

@@ -14,7 +14,7 @@ Invariants:
 - An attempt whose prefill side is silent for a lease is failed, so that nothing is held for the dead. While KV is in
   transit the receiver keeps that lease, because frames count as signs of life too.
 
-Neighbours: `engine` computes, `kv_transfer.receiver` takes bytes in, `cluster.instance` owns the loop that calls in here.
+Neighbours: `engine` computes, `kv_transfer.receiver` takes bytes in, `instance.loop` calls that calls in here.
 All methods run on the engine's thread.
 """
 
@@ -28,15 +28,15 @@ import msgspec
 
 from core.clock import Clock
 from core.errors import CorruptTransfer, DeadlineExceeded, HetServeError, InvalidRequest, LeaseExpired, Overloaded
-from core.mailbox import Peers
-from core.messages import Address, Grant, Handoff, Renew, Revoke, ServedBy, Submit, TokenItem
-from core.outbox import Outbox
-from core.renewals import Renewals
+from core.messages import Address, Grant, Handoff, Renew, Revoke, ServedBy, Submit, TokenItem, TokenLogprobs
 from core.tokens import unpack_tokens
 from engine.engine import Engine
 from engine.sequence import NewToken, Sequence
 from kv_transfer.events import Broken, Received
 from kv_transfer.receiver import KVReceiver
+from mail.outbox import Outbox
+from mail.peers import Peers
+from mail.renewals import Renewals
 
 
 class Phase(Enum):
@@ -200,7 +200,7 @@ class DecodeWorker:
                 attempt=token.sequence.sequence_id,
                 position=token.position,
                 tokens=(token.token,),
-                logprobs=(token.logprobs,) if token.logprobs is not None else (),
+                logprobs=() if token.logprobs is None else (TokenLogprobs(token.logprobs.logprob, token.logprobs.top),),
                 finish=token.finish,
                 stop_token=token.stop_token,
                 served=served,

@@ -21,11 +21,11 @@ from core.clock import Clock
 from core.config import EngineConfig
 from core.errors import ContextLengthExceeded, EngineFault, HetServeError, InvalidRequest, ProtocolError
 from core.layout import KVLayout
-from core.messages import Load
 from core.request import FinishReason
 from core.sampling import SamplingParams
 from engine.block_manager import BlockManager
 from engine.plan import Drawn, LayerListener, ModelRunner, Scheduled, StepPlan, StepResult
+from engine.results import EngineLoad
 from engine.scheduler import Scheduler
 from engine.sequence import NewToken, Sequence, Status
 from engine.waiting_queue import OrderKey
@@ -183,12 +183,12 @@ class Engine:
             self._blocks.free(canary, keep_cached=False)
         return not result.faults
 
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """How busy it is, for heartbeats. `running` includes what only waits for a place in the batch; `held_blocks` counts a
         shared block once for each sequence that keeps it; `step_age_s` is the time since the step loop was last seen
         alive, 0 with nothing to do."""
         active, pinned = self._scheduler.active(), self._scheduler.pinned()
-        return Load(
+        return EngineLoad(
             waiting=self._scheduler.waiting,
             waiting_tokens=self._scheduler.waiting_tokens,
             running=len(active),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from core.layout import KVLayout
-from core.messages import TokenLogprobs
+from engine.results import TokenLogprobs
 from engine.sequence import Sequence
 
 

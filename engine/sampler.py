@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import torch
 
-from core.messages import TokenLogprobs
 from core.sampling import SamplingParams
 from engine.plan import Drawn
+from engine.results import TokenLogprobs
 from engine.sequence import Sequence
 
 _MASK64 = (1 << 64) - 1

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from core.messages import TokenLogprobs
 from core.request import FinishReason
 from core.sampling import SamplingParams
+from engine.results import TokenLogprobs
 
 
 class Status(Enum):

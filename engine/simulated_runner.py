@@ -21,9 +21,9 @@ from weakref import WeakKeyDictionary
 from core.clock import Clock, MonotonicClock
 from core.cost import CostModel
 from core.layout import KVLayout
-from core.messages import TokenLogprobs
 from core.tokens import pack_tokens
 from engine.plan import Drawn, LayerListener, Scheduled, StepPlan, StepResult
+from engine.results import TokenLogprobs
 from engine.sequence import Sequence
 
 DIGEST_BYTES = 16

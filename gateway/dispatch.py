@@ -35,7 +35,6 @@ from core.errors import (
     from_wire,
 )
 from core.lifecycle import Stage
-from core.mailbox import Peers
 from core.messages import Address, Cancel, Heartbeat, Submit
 from core.request import Request
 from core.tokens import pack_tokens
@@ -44,6 +43,7 @@ from gateway.journal import Entry, Journal, Outcome
 from gateway.metrics import Metrics
 from gateway.pump import Event, Failure, Fenced, Progress, Pump
 from gateway.reader import Delta, TextOptions, TokenReader
+from mail.peers import Peers
 from router.policy import NOBODY, Assignment, Rejection, RoutingPolicy
 from router.state import ClusterState, InstanceKey, Snapshot
 

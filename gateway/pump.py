@@ -8,7 +8,7 @@ Invariants:
 - A fault of the thread is told to the loop: a gateway without its pump must not go on.
 - After `Fenced` comes back, no event of that attempt follows: what the loop has by then is all there will ever be.
 
-Neighbours: `core.mailbox` below, `gateway.reader` per generation, `gateway.dispatch` above.
+Neighbours: `mail.mailbox` below, `gateway.reader` per generation, `gateway.dispatch` above.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import structlog
 
 from core.clock import Clock
 from core.errors import HetServeError, TransferError
-from core.mailbox import Mailbox
 from core.messages import Failed, Heartbeat, Message, Tokens
 from gateway.reader import Delta, TokenReader
+from mail.mailbox import Mailbox
 from router.state import InstanceKey
 
 log = structlog.get_logger()

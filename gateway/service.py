@@ -22,7 +22,6 @@ import uvloop
 from core.clock import MonotonicClock
 from core.config import ClusterConfig, RouterConfig
 from core.errors import LaunchError, Unavailable
-from core.mailbox import ClusterKeys, Door, Mailbox, Peers
 from core.messages import Address
 from gateway.admin import Admin
 from gateway.api import Api
@@ -34,6 +33,10 @@ from gateway.metrics import Metrics
 from gateway.pump import Pump
 from gateway.server import HttpServer, create_app
 from gateway.text import TextCodec, Tokenizing
+from mail.door import Door
+from mail.keys import ClusterKeys
+from mail.mailbox import Mailbox
+from mail.peers import Peers
 from router.admission import Admission
 from router.least_ttft import LeastTTFT
 from router.policy import RoutingPolicy

@@ -14,7 +14,7 @@ Invariants:
   because the gateway or the decode side asked for it.
 - An attempt whose decode side is silent for a lease is failed, so that nothing is held for the dead.
 
-Neighbours: `engine` computes, `kv_transfer.sender` moves bytes, `cluster.instance` owns the loop that calls in here.
+Neighbours: `engine` computes, `kv_transfer.sender` moves bytes, `instance.loop` calls that calls in here.
 All methods run on the engine's thread.
 """
 
@@ -26,16 +26,16 @@ import msgspec
 
 from core.clock import Clock
 from core.errors import DeadlineExceeded, EngineFault, HetServeError, InvalidRequest, LeaseExpired
-from core.mailbox import Peers
-from core.messages import Abandon, Address, Grant, Handoff, Renew, ServedBy, Submit, TokenItem
-from core.outbox import Outbox
-from core.renewals import Renewals
+from core.messages import Abandon, Address, Grant, Handoff, Renew, ServedBy, Submit, TokenItem, TokenLogprobs
 from core.tokens import unpack_tokens
 from engine.engine import Engine
 from engine.plan import StepPlan
 from engine.sequence import NewToken, Sequence, Status
 from kv_transfer.events import Delivered, SendFailed
 from kv_transfer.sender import KVSender, SendSession
+from mail.outbox import Outbox
+from mail.peers import Peers
+from mail.renewals import Renewals
 from prefill.early_grants import EarlyGrants
 
 
@@ -265,7 +265,7 @@ def _first_item(token: NewToken) -> TokenItem:
         attempt=sequence.sequence_id,
         position=token.position,
         tokens=(token.token,),
-        logprobs=(token.logprobs,) if token.logprobs is not None else (),
+        logprobs=() if token.logprobs is None else (TokenLogprobs(token.logprobs.logprob, token.logprobs.top),),
         finish=token.finish,
         stop_token=token.stop_token,
         served=ServedBy(

@@ -193,7 +193,7 @@ def _model(console: Console, model: Path | None, folder: Path) -> Path:
         began_s = time.monotonic()
         from transformers.utils.logging import disable_progress_bar
 
-        from engine.model_factory import make_model
+        from tooling.model_factory import make_model
 
         disable_progress_bar()
         make_model(made, "llama", size=SIZE, dtype="float32", seed=0)

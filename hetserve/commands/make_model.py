@@ -28,8 +28,8 @@ def make_model(
     use_app()
     from transformers.utils.logging import disable_progress_bar
 
-    from engine.model_factory import check_served
-    from engine.model_factory import make_model as make
+    from tooling.model_factory import check_served
+    from tooling.model_factory import make_model as make
 
     disable_progress_bar()
     began_s = time.monotonic()

@@ -24,9 +24,9 @@ from core.clock import ManualClock
 from core.config import EngineConfig
 from engine.engine import Engine
 from engine.model import load_model
-from engine.model_factory import SIZES, make_model
 from engine.torch_runner import TorchRunner
 from tests.support.engines import simulated_runner
+from tooling.model_factory import SIZES, make_model
 
 WEIGHTS = Weights(body=1000, head=100, itemsize=2, kv_bytes_per_token=10)
 DEVICE = Device("device", "date", "2.13", "13", "5", bytes_per_s=1000.0, flop_per_s=1e6)

@@ -12,12 +12,12 @@ from cluster.gateway_process import GatewayReport, GatewaySpec
 from cluster.orders import Ended, Event, Order, Pulse, Ready, Silent
 from cluster.placement import ACCELERATOR_LABEL, NODE_LABEL, Node
 from cluster.reconciler import Phase, RestartPolicy
-from cluster.spec import InstanceReport, InstanceSpec
 from core.clock import ManualClock
 from core.config import ClusterConfig
 from core.errors import LaunchError, ModelError, NoSuchAccelerator
-from core.mailbox import ClusterKeys
 from core.messages import Address
+from instance.spec import InstanceReport, InstanceSpec
+from mail.keys import ClusterKeys
 
 Configure = Callable[..., ClusterConfig]
 KEYS = ClusterKeys("public", "secret")

@@ -9,12 +9,12 @@ import pytest
 
 from core.clock import ManualClock
 from core.errors import CorruptTransfer, DeadlineExceeded, LeaseExpired, Overloaded
-from core.mailbox import Peers
 from core.messages import Failed, Grant, Handoff, Renew, Revoke, TokenItem, Tokens
-from core.outbox import Outbox
 from decode.worker import DecodeWorker
 from kv_transfer.events import Broken, Received
 from kv_transfer.receiver import KVReceiver
+from mail.outbox import Outbox
+from mail.peers import Peers
 from tests.support.workers import BLOCK_SIZE, DECODE, GATEWAY, LEASE_S, PREFILL, FakePeers, FakeReceiver, engine, submission
 
 

@@ -13,9 +13,9 @@ from langchain_openai import ChatOpenAI
 from transformers import AutoModelForCausalLM
 
 from cluster.launch import Cluster
-from engine.model_factory import make_model
 from hetserve import Client
 from tests.support.cluster import left_over, serving
+from tooling.model_factory import make_model
 
 MESSAGES = [{"role": "user", "content": "Why are GPUs fast?"}]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from cluster.launch import Cluster
-from engine.model_factory import make_model
 from tests.support.cluster import complete_all, left_over, serving, token_ids
 from tests.support.reference import generate, prompts
+from tooling.model_factory import make_model
 
 LENGTHS = tuple(range(1, 160, 5))  # 32 ragged prompts, the longer ones cut into chunks
 NEW_TOKENS = 24

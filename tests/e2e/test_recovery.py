@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from cluster.launch import Cluster
-from engine.model_factory import make_model
 from tests.support.cluster import complete_all, left_over, serving, token_ids
 from tests.support.reference import prompts
+from tooling.model_factory import make_model
 
 LENGTHS = tuple(range(2, 100, 7))
 NEW_TOKENS = 150

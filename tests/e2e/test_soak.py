@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from cluster.launch import Cluster
-from engine.model_factory import make_model
 from tests.support.cluster import left_over, serving
+from tooling.model_factory import make_model
 
 STREAMS = 64
 SECONDS = 60.0

@@ -21,7 +21,7 @@ def _quiet_transformers() -> None:
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
     """`model_folder(architecture, **options)`: a tiny random model, the same folder for the same arguments."""
-    from engine.model_factory import make_model
+    from tooling.model_factory import make_model
 
     made: dict[str, Path] = {}
 

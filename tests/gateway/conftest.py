@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from core.config import parse_config
-from core.mailbox import ClusterKeys
 from gateway.service import GatewayService
+from mail.keys import ClusterKeys
 from tests.gateway.fake_worker import FakeWorker
 
 

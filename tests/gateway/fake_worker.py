@@ -10,10 +10,13 @@ from collections.abc import Callable
 
 from core.cost import CostModel
 from core.layout import KVLayout, LayerShape
-from core.mailbox import ClusterKeys, Door, Mailbox, Peers
 from core.messages import Address, Cancel, Failed, Heartbeat, Load, ServedBy, Submit, TokenItem, TokenLogprobs, Tokens
 from core.request import FinishReason
 from core.tokens import unpack_tokens
+from mail.door import Door
+from mail.keys import ClusterKeys
+from mail.mailbox import Mailbox
+from mail.peers import Peers
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
 BEAT_S = 0.03

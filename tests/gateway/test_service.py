@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from core.errors import LaunchError
-from core.mailbox import ClusterKeys
 from gateway.pump import Pump
 from gateway.service import GatewayService
+from mail.keys import ClusterKeys
 
 
 class Broken(Exception):

@@ -8,9 +8,9 @@ import torch
 from core.clock import ManualClock
 from core.config import EngineConfig
 from engine.engine import Engine
-from engine.model_factory import make_model
 from engine.torch_runner import TorchRunner
 from tests.gpu.rig import copy_kv, finish, generated, reference, sequences
+from tooling.model_factory import make_model
 
 pytestmark = pytest.mark.gpu
 

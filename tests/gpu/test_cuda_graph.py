@@ -16,10 +16,10 @@ from engine.cuda_graph import CudaRecorder
 from engine.engine import Engine
 from engine.kv_cache import allocate, layout_of
 from engine.model import load_model
-from engine.model_factory import make_model
 from engine.plan import Scheduled, StepPlan
 from engine.torch_runner import TorchRunner
 from tests.gpu.rig import copy_kv, finish, generated, reference, sequences
+from tooling.model_factory import make_model
 
 pytestmark = pytest.mark.gpu
 CONFIG = EngineConfig(max_num_seqs=12, max_num_batched_tokens=64)

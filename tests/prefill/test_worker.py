@@ -9,13 +9,13 @@ import pytest
 
 from core.clock import ManualClock
 from core.errors import LeaseExpired, TransferAborted
-from core.mailbox import Peers
 from core.messages import Abandon, Failed, Grant, Handoff, Renew, Tokens
-from core.outbox import Outbox
 from engine.engine import Engine
 from engine.plan import StepPlan
 from kv_transfer.events import Delivered, SendFailed
 from kv_transfer.sender import KVSender
+from mail.outbox import Outbox
+from mail.peers import Peers
 from prefill.worker import PrefillWorker
 from tests.support.workers import DECODE, GATEWAY, LAYERS, LEASE_S, PREFILL, FakePeers, FakeSender, engine, submission
 

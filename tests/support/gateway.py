@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from core.mailbox import ClusterKeys, Door, Mailbox, Peers
 from core.messages import Address, Cancel, Failed, Heartbeat, ServedBy, Submit, TokenItem, TokenLogprobs, Tokens
 from core.request import FinishReason
 from core.sampling import SamplingParams
 from core.tokens import pack_tokens
+from mail.door import Door
+from mail.keys import ClusterKeys
+from mail.mailbox import Mailbox
+from mail.peers import Peers
 
 
 @dataclass

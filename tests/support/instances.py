@@ -9,11 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cluster.instance import Instance
-from cluster.spec import InstanceSpec
 from core.config import ClusterConfig, parse_config
-from core.mailbox import ClusterKeys
 from core.messages import Address
+from instance.instance import Instance
+from instance.spec import InstanceSpec
+from mail.keys import ClusterKeys
 
 FAST = {"step_s": 5e-4, "prefill_token_s": 1e-6, "attention_s": 0.0, "decode_sequence_s": 0.0, "decode_context_s": 0.0}
 

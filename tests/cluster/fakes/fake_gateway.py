@@ -17,8 +17,9 @@ from typing import Any
 
 from cluster.gateway_process import GatewayReport, GatewaySpec
 from core.errors import PortInUse
-from core.mailbox import Door, Mailbox
 from core.messages import Address, Heartbeat
+from mail.door import Door
+from mail.mailbox import Mailbox
 
 
 class FakeGateway:

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.launch import Cluster
 from core.config import ClusterConfig
-from engine.model_factory import make_model
+from tooling.model_factory import make_model
 
 TOKENS = 120
 BODY = {"prompt": "The quick brown fox", "max_tokens": TOKENS, "seed": 7, "ignore_eos": True}

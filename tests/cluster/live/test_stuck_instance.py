@@ -13,7 +13,7 @@ from typing import Any
 from cluster.controller import MemberView
 from cluster.launch import Cluster
 from core.config import ClusterConfig
-from engine.model_factory import make_model
+from tooling.model_factory import make_model
 
 STUCK_AFTER_S = 4.0
 

@@ -1,4 +1,4 @@
-"""A real model for an instance. Apart from `cluster.loaded_model` because importing it imports torch and transformers."""
+"""A real model for an instance. Apart from `instance.loaded_model` because importing it imports torch and transformers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import time
 import msgspec
 import torch
 
-from cluster.loaded_model import LoadedModel
-from cluster.spec import InstanceSpec
 from core.cost import CostModel, roofline
 from core.hardware import ACCELERATORS
 from engine.torch_runner import TorchRunner
+from instance.loaded_model import LoadedModel
+from instance.spec import InstanceSpec
 from kv_transfer.tensor_store import TensorStore
 
 

@@ -15,14 +15,14 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from cluster.fleet import environment
 from cluster.gateway_process import GatewayProcess, GatewaySpec
-from cluster.instance import Instance
 from cluster.launch import Cluster
-from cluster.model_source import found_here, is_hub_id, model_folder, named_as_asked
 from cluster.preflight import check
-from cluster.spec import InstanceSpec
 from core.config import ClusterConfig, Role
 from core.errors import ModelError
-from core.mailbox import ClusterKeys
+from instance.instance import Instance
+from instance.model_source import found_here, is_hub_id, model_folder, named_as_asked
+from instance.spec import InstanceSpec
+from mail.keys import ClusterKeys
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0e9e39f249a16976918f6564b8830bc894c89659"
@@ -60,7 +60,7 @@ class FakeHub:
 
 
 ASK = f"""
-from cluster.model_source import model_folder
+from instance.model_source import model_folder
 try:
     print(model_folder("{ID}"))
 except Exception as error:
@@ -202,7 +202,7 @@ def test_an_id_passes_the_launchers_checks_on_a_cluster_and_is_looked_for_at_onc
         asked.append({"model": model, **wanted})
         raise OSError("no network")
 
-    monkeypatch.setattr("cluster.model_source._from_hub", refuse)
+    monkeypatch.setattr("instance.model_source._from_hub", refuse)
     cluster = Cluster(config)
     with pytest.raises(ModelError, match=f"{ID} .*: no network"):
         cluster.prepare()
@@ -224,7 +224,7 @@ def test_an_instance_and_a_gateway_find_the_model_on_their_own_machine_and_keep_
     tmp_path: Path, configure: Callable[..., ClusterConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = FakeHub(tmp_path / "cache")
-    monkeypatch.setattr("cluster.model_source._from_hub", hub)
+    monkeypatch.setattr("instance.model_source._from_hub", hub)
     config = named_as_asked(configure({"role": "decode"}, model=ID))
     instance = Instance(InstanceSpec("decode-0", 1, Role.DECODE, "CPU", config, 0, KEYS))
     instance.start()

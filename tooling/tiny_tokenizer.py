@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer trained on the spot, for models that `engine.model_factory` makes.
+"""A byte-level BPE tokenizer trained on the spot, for models that `tooling.model_factory` makes.
 
 Invariants: any UTF-8 text round-trips; every id below `vocab_size` decodes to text, so whatever a random model draws can
 be shown; the same size gives the same tokenizer on every machine. Entries beyond what training learns are made-up words

@@ -19,14 +19,14 @@ import structlog
 
 from core.clock import Clock
 from core.errors import EngineFault, HetServeError, InvalidRequest, Unavailable
-from core.mailbox import Mailbox
 from core.messages import Abandon, Cancel, Grant, Load, Message, Renew, Revoke, Submit
-from core.outbox import Outbox
 from decode.worker import DecodeWorker
 from engine.engine import Engine
 from engine.plan import StepPlan
 from engine.sequence import NewToken, Sequence
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
+from mail.mailbox import Mailbox
+from mail.outbox import Outbox
 from prefill.worker import PrefillWorker
 
 TransferEvent = Received | Broken | Delivered | SendFailed
@@ -84,7 +84,7 @@ class EngineLoop:
         self._draining = False
         self._idle = True
         self._ticked_s = clock.now()
-        self.progress = Progress(engine.load(), clock.now(), 0)
+        self.progress = Progress(Load(), clock.now(), 0)
 
     # --- from any thread ----------------------------------------------------------------------------------------------
 

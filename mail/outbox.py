@@ -6,8 +6,8 @@ from collections import defaultdict
 
 from core.clock import Clock
 from core.errors import HetServeError
-from core.mailbox import Peers
 from core.messages import Address, Failed, TokenItem, Tokens
+from mail.peers import Peers
 
 MOST_ITEMS = 1024
 """In one message, well below what the wire takes."""

@@ -14,22 +14,24 @@ from dataclasses import replace
 
 import structlog
 
-from cluster.engine_loop import EngineLoop
-from cluster.heart import Heart
-from cluster.loaded_model import LoadedModel, simulated_model
-from cluster.model_source import found_here
-from cluster.spec import InstanceReport, InstanceSpec
 from core.clock import MonotonicClock
 from core.config import Role
 from core.errors import Unavailable
-from core.mailbox import Door, Mailbox, Peers
 from core.messages import Address, Heartbeat
-from core.outbox import Outbox
 from decode.worker import DecodeWorker
 from engine.engine import Engine
+from instance.heart import Heart
+from instance.loaded_model import LoadedModel, simulated_model
+from instance.loop import EngineLoop
+from instance.model_source import found_here
+from instance.spec import InstanceReport, InstanceSpec
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 from kv_transfer.transports.tcp import TcpTransport
+from mail.door import Door
+from mail.mailbox import Mailbox
+from mail.outbox import Outbox
+from mail.peers import Peers
 from prefill.worker import PrefillWorker
 
 log = structlog.get_logger()
@@ -202,6 +204,6 @@ def _load(spec: InstanceSpec) -> LoadedModel:
     spec = replace(spec, config=found_here(spec.config, weights=spec.engine.runner != "simulated"))
     if spec.engine.runner == "simulated":
         return simulated_model(spec)
-    from cluster.torch_model import torch_model  # a simulated instance starts without importing torch
+    from instance.torch_model import torch_model  # a simulated instance starts without importing torch
 
     return torch_model(spec)

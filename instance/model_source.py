@@ -5,7 +5,7 @@ client, with its own progress bars. `HF_HUB_OFFLINE`, `HF_HOME`, `HF_TOKEN` and 
 reads them from the environment of the process that asks. A path in one machine's cache means nothing on another, so that on
 a cluster of several nodes every process finds its own.
 
-Neighbours: `cluster.launch`, `cluster.instance` and `cluster.gateway_process` ask, each on its own machine.
+Neighbours: `cluster.launch`, `instance.instance` and `cluster.gateway_process` ask, each on its own machine.
 """
 
 from __future__ import annotations

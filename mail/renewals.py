@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from core.clock import Clock
-from core.mailbox import Peers
 from core.messages import Address, Renew
+from mail.peers import Peers
 
 PER_LEASE = 3
 """Two renewals may be lost before the other side gives up."""

@@ -6,10 +6,10 @@ from typing import cast
 
 from core.clock import ManualClock
 from core.errors import EngineFault
-from core.mailbox import Peers
 from core.messages import Address, Failed, Message, TokenItem, Tokens
-from core.outbox import MOST_ITEMS, Outbox
 from core.wire import decode, encode
+from mail.outbox import MOST_ITEMS, Outbox
+from mail.peers import Peers
 
 WORKER = Address("decode", 1, "tcp://decode")
 GATEWAYS = [Address(f"gateway{index}", 1, f"tcp://gateway{index}") for index in range(2)]

@@ -23,7 +23,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Gener
 
 from core.errors import ModelError
 from engine.model import load_model
-from engine.tiny_tokenizer import BOS_ID, EOS_ID, PAD_ID, train_tokenizer
+from tooling.tiny_tokenizer import BOS_ID, EOS_ID, PAD_ID, train_tokenizer
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.spec import InstanceSpec
 from core.cost import CostModel
 from core.errors import ModelError
 from core.layout import KVLayout, LayerShape
 from engine.plan import ModelRunner
 from engine.simulated_runner import SimulatedRunner
+from instance.spec import InstanceSpec
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.store import KVStore
 

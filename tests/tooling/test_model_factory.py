@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from core.errors import ModelError
 from engine.model import load_model
-from engine.model_factory import SIZES, architectures, check_served, make_config, make_model
-from engine.tiny_tokenizer import MIN_VOCAB_SIZE, train_tokenizer
+from tooling.model_factory import SIZES, architectures, check_served, make_config, make_model
+from tooling.tiny_tokenizer import MIN_VOCAB_SIZE, train_tokenizer
 
 TEXTS = ["Hello the world.", "naïve café — 東京 😀👩‍🚀", "  two  spaces\n\ttabs\r\n", "\x00\x7f", ""]
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from core.errors import DeadlineExceeded, InvalidRequest, LeaseExpired, Unavailable
-from core.mailbox import ClusterKeys
 from core.messages import Address
 from core.request import FinishReason
 from core.sampling import SamplingParams
 from engine.plan import LayerListener, StepPlan, StepResult
+from mail.keys import ClusterKeys
 from tests.support.gateway import ScriptedGateway
 from tests.support.instances import Instances, simulated_config
 

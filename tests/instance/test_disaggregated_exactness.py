@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from core.config import parse_config
-from core.mailbox import ClusterKeys
 from core.sampling import SamplingParams
-from engine.model_factory import make_model
+from mail.keys import ClusterKeys
 from tests.support.gateway import ScriptedGateway
 from tests.support.instances import Instances
 from tests.support.reference import generate, prompts
+from tooling.model_factory import make_model
 
 KEYS = ClusterKeys.generate()
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "opt", "gpt2", "mixtral", "qwen3_moe")

@@ -8,8 +8,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 
-from core.mailbox import Door, Peers
 from core.messages import Address, Heartbeat
+from mail.door import Door
+from mail.peers import Peers
 
 
 class Heart(threading.Thread):

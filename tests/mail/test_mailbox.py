@@ -9,8 +9,11 @@ from collections.abc import Iterator
 import pytest
 import zmq
 
-from core.mailbox import ClusterKeys, Door, Mailbox, Peers
 from core.messages import Cancel, Message
+from mail.door import Door
+from mail.keys import ClusterKeys
+from mail.mailbox import Mailbox
+from mail.peers import Peers
 
 
 @pytest.fixture

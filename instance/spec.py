@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from core.config import ClusterConfig, EngineConfig, Role
-from core.mailbox import ClusterKeys
 from core.messages import Address
+from mail.keys import ClusterKeys
 
 
 @dataclass(frozen=True)
