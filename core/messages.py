@@ -2,7 +2,7 @@
 
 Each process owns one *mailbox* (see `core.wire`); messages are one-way. Who sends what to whom:
 
-    gateway -> worker     Submit, Cancel
+    gateway -> worker     Submit, Keep, Cancel
     decode  -> prefill    Grant, Revoke, Renew
     prefill -> decode     Abandon, Renew        (KV itself, its commit and its abort: `kv_transfer`)
     worker  -> gateway    Tokens, Failed, Heartbeat
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import msgspec
 
+from core.attempts import Phase
 from core.cost import CostModel
 from core.layout import KVLayout
 from core.request import FinishReason
@@ -44,6 +45,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
             prefills, or do it all (`local`).
         peer: the other worker of a disaggregated attempt.
         deadline_s: give up, with an error, this long after receipt.
+        ticket: the request's age among all requests of the cluster, smaller is older; equal on both workers, kept by retries.
     """
 
     attempt: str
@@ -55,6 +57,23 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     peer: Address | None = None
     salt: bytes = b""
     deadline_s: float = 600.0
+    ticket: int = 0
+
+
+class Wanted(msgspec.Struct, frozen=True, array_like=True):
+    """An attempt that a gateway still waits for, and the output position of the first token that it does not have."""
+
+    attempt: str
+    position: int
+
+
+class Keep(msgspec.Struct, frozen=True, kw_only=True, tag="keep"):
+    """Gateway to worker, several times a lease: these attempts of mine you should have. What the worker has and the gateway
+    does not list for a lease, it ends. What the gateway lists and the worker does not know, it answers with `Failed`; tokens
+    that were sent and did not arrive, it sends again."""
+
+    gateway: Address
+    wanted: tuple[Wanted, ...]
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
@@ -89,11 +108,20 @@ class Revoke(msgspec.Struct, frozen=True, kw_only=True, tag="revoke"):
     reason: str
 
 
+class AttemptState(msgspec.Struct, frozen=True, array_like=True):
+    """Where an attempt stands at the sender; `grant` is its grant's number, 0 without one."""
+
+    attempt: str
+    phase: Phase
+    grant: int = 0
+
+
 class Renew(msgspec.Struct, frozen=True, kw_only=True, tag="renew"):
     """Prefill to decode, or decode to prefill: these attempts are alive here; keep what you hold for them."""
 
     worker: Address
     attempts: tuple[str, ...]
+    states: tuple[AttemptState, ...] = ()
 
 
 class Abandon(msgspec.Struct, frozen=True, kw_only=True, tag="abandon"):
@@ -198,6 +226,6 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
     node: str = ""
 
 
-ToWorker = Submit | Cancel | Grant | Revoke | Renew | Abandon
+ToWorker = Submit | Keep | Cancel | Grant | Revoke | Renew | Abandon
 ToGateway = Tokens | Failed | Heartbeat
 Message = ToWorker | ToGateway
