@@ -117,7 +117,7 @@ def _heartbeat(me: Address) -> Heartbeat:
         accelerator="CPU",
         model="benchmark",
         fingerprint="f",
-        layout=KVLayout(layers=(LayerShape(2, 8, 8),), dtype="float32", block_size=16),
+        layout=KVLayout.whole(layers=(LayerShape(2, 8, 8),), dtype="float32", block_size=16),
         total_blocks=1 << 20,
         max_model_len=1 << 16,
         max_num_seqs=4096,

@@ -57,7 +57,7 @@ class Row:
 def main() -> None:
     options = _options()
     sizes = [int(float(size) * MIB) for size in options.sizes.split(",")]
-    layout = KVLayout(layers=SHAPES, dtype="bfloat16", block_size=SOURCE_BLOCK)
+    layout = KVLayout.whole(layers=SHAPES, dtype="bfloat16", block_size=SOURCE_BLOCK)
     tokens = [max(1, size // layout.bytes_per_token) for size in sizes]
     console = Console()
     with _Peer(max(tokens), options.buffer_bytes) as peer, Progress(console=console, transient=True) as progress:
@@ -115,7 +115,9 @@ class _Peer:
     def __init__(self, tokens: int, buffer_bytes: int | None) -> None:
         self._secret = os.urandom(32)
         self._transport = TcpTransport(buffer_bytes=buffer_bytes)
-        self._source = ByteStore(KVLayout(layers=SHAPES, dtype="bfloat16", block_size=SOURCE_BLOCK), -(-tokens // SOURCE_BLOCK))
+        self._source = ByteStore(
+            KVLayout.whole(layers=SHAPES, dtype="bfloat16", block_size=SOURCE_BLOCK), -(-tokens // SOURCE_BLOCK)
+        )
         self._blocks = random.Random(1).sample(range(-(-tokens // SOURCE_BLOCK)), -(-tokens // SOURCE_BLOCK))
         for key, value in self._source.pages:
             key[:], value[:] = 1, 2
@@ -173,7 +175,7 @@ class _Peer:
 def _serve(commands: Connection, secret: bytes, tokens: int, buffer_bytes: int | None) -> None:
     """The receiving process."""
     num_blocks = -(-tokens // TARGET_BLOCK)
-    store = ByteStore(KVLayout(layers=SHAPES, dtype="bfloat16", block_size=TARGET_BLOCK), num_blocks)
+    store = ByteStore(KVLayout.whole(layers=SHAPES, dtype="bfloat16", block_size=TARGET_BLOCK), num_blocks)
     for key, value in store.pages:
         key[:], value[:] = 3, 4
     blocks = random.Random(2).sample(range(num_blocks), num_blocks)

@@ -10,11 +10,11 @@ and a local one is `running` at once.
 Invariants:
 - A sequence runs only after its KV was committed: every layer, every token, every digest.
 - Grants are given in order of arrival, so a large prompt is not overtaken for ever.
-- Blocks return to the engine only after `KVReceiver.close`, or after the receiver said that it is done with them.
+- Blocks return to the engine only after `Receiver.close`, or after the receiver said that it is done with them.
 - An attempt whose prefill side is silent for a lease is failed, so that nothing is held for the dead. While KV is in
   transit the receiver keeps that lease, because frames count as signs of life too.
 
-Neighbours: `engine` computes, `kv_transfer.receiver` takes bytes in, `instance.loop` calls that calls in here.
+Neighbours: `engine` computes, `kv_transfer.sessions` takes bytes in, `instance.loop` calls that calls in here.
 All methods run on the engine's thread.
 """
 
@@ -33,7 +33,7 @@ from core.tokens import unpack_tokens
 from engine.engine import Engine
 from engine.sequence import NewToken, Sequence
 from kv_transfer.events import Broken, Received
-from kv_transfer.receiver import KVReceiver
+from kv_transfer.sessions import Receiver
 from mail.outbox import Outbox
 from mail.peers import Peers
 from mail.renewals import Renewals
@@ -66,7 +66,7 @@ class DecodeWorker:
     def __init__(
         self,
         engine: Engine,
-        receiver: KVReceiver,
+        receiver: Receiver,
         outbox: Outbox,
         peers: Peers,
         address: Address,

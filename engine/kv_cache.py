@@ -37,8 +37,8 @@ class KVCache:
 
 def layout_of(specs: Sequence[LayerSpec], dtype: torch.dtype, block_size: int) -> KVLayout:
     """What a token's KV looks like for these layers."""
-    shapes = tuple(LayerShape(spec.kv_heads, spec.key_dim, spec.value_dim) for spec in specs)
-    return KVLayout(layers=shapes, dtype=str(dtype).removeprefix("torch."), block_size=block_size)
+    shapes = tuple(LayerShape(spec.kv_heads, spec.key_dim, spec.value_dim, spec.sliding_window) for spec in specs)
+    return KVLayout.whole(layers=shapes, dtype=str(dtype).removeprefix("torch."), block_size=block_size)
 
 
 def allocate(layout: KVLayout, num_blocks: int, device: torch.device, *, scratch: bool = False) -> KVCache:

@@ -43,7 +43,7 @@ def simulated_model(spec: InstanceSpec) -> LoadedModel:
     heads = int(shape.get("num_attention_heads", 8))
     head_dim = int(shape.get("head_dim") or shape.get("hidden_size", heads * 64) // heads)
     layer = LayerShape(int(shape.get("num_key_value_heads", heads)), head_dim, head_dim)
-    layout = KVLayout(
+    layout = KVLayout.whole(
         layers=(layer,) * int(shape.get("num_hidden_layers", 4)),
         dtype="float32" if spec.config.dtype == "auto" else spec.config.dtype,
         block_size=spec.engine.block_size or SIMULATED_BLOCK_SIZE,

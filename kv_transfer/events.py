@@ -1,5 +1,5 @@
 """What a sender and a receiver tell their workers, from their own threads. Exactly one event ends each session, unless the
-worker itself ended it (`SendSession.abort`, `KVReceiver.close`): then there is none."""
+worker itself ended it (`SendSession.abort`, `Receiver.close`): then there is none."""
 
 from __future__ import annotations
 

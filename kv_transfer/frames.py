@@ -1,11 +1,13 @@
 """The wire after the handshake: fixed headers, raw payloads, nothing believed before its digest is checked.
 
-    magic 2 | kind 1 | zero 1 | layer 4 | grant 8 | start 4 | count 4 | length 4 | sequence 4 | payload digest 8 | own digest 8
+    magic 2 | kind 1 | zero 1 | layer 4 | grant 8 | heads 2 + 2 | tokens 4 + 4 | length 4 | sequence 4 | payload digest 8
+    | own digest 8
 
-Little endian, 48 bytes. The header digest covers the 40 bytes before it, among them the payload's digest: so a header is
-known to be right before its length is believed, and a payload cannot be moved under another header. Both are xxh3_64 seeded
-with a secret value of this connection and direction, so that a frame spliced in from elsewhere is noise. This guards against
-faults and stale peers, not against somebody who rewrites traffic at will: that takes encryption below (a tunnel).
+Little endian, 52 bytes; heads and tokens are a first and a count. The header digest covers the 44 bytes before it, among them
+the payload's digest: so a header is known to be right before its length is believed, and a payload cannot be moved under
+another header. Both are xxh3_64 seeded with a secret value of this connection and direction, so that a frame spliced in from
+elsewhere is noise. This guards against faults and stale peers, not against somebody who rewrites traffic at will: that takes
+encryption below (a tunnel).
 
 `sequence` counts a session's frames from 0; in replies, a connection's. Tensor bytes travel raw; the bodies of all other
 frames are bounded msgpack.
@@ -22,7 +24,7 @@ import msgspec
 import xxhash
 
 from core.errors import CorruptTransfer, LeaseExpired, ProtocolError, TransferAborted, TransferError
-from core.layout import KVLayout
+from core.layout import KVLayout, Region, Span
 from core.wire import unpack_bounded
 from kv_transfer.transport import Buffer
 
@@ -31,8 +33,9 @@ PIECE_BYTES = 1 << 20
 MAX_CONTROL_BYTES = 64 * 1024
 MAX_TAIL_BYTES = 32 * 1024
 MAX_REASON_CHARS = 1000
+NOTHING = Span(0, 0)
 
-_HEADER = struct.Struct("<HBBIQIIIIQ")
+_HEADER = struct.Struct("<HBBIQHHIIIIQ")
 _DIGEST = struct.Struct("<Q")
 HEADER_BYTES = _HEADER.size + _DIGEST.size
 
@@ -49,24 +52,29 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """`layer`, `start` and `count` are zero but for DATA. `length` and `payload_digest` describe what follows."""
+    """`layer`, `heads` and `tokens` are zero but for DATA. `length` and `payload_digest` describe what follows."""
 
     kind: Kind
     grant: int
     layer: int
-    start: int
-    count: int
+    heads: Span
+    tokens: Span
     length: int
     sequence: int
     payload_digest: int
 
+    @property
+    def names_nothing(self) -> bool:
+        return self.layer == 0 and self.heads == NOTHING and self.tokens == NOTHING
+
 
 class Begin(msgspec.Struct, frozen=True):
-    """The sender's view of the grant: must equal the receiver's, or the grant is not this one."""
+    """The sender's view of the grant: must equal the receiver's, or the grant is not this one. `windowed`: of each layer only
+    what `core.layout.needed` says."""
 
     attempt: str
-    first_token: int
-    num_tokens: int
+    region: Region
+    windowed: bool
 
 
 class Finish(msgspec.Struct, frozen=True):
@@ -105,12 +113,20 @@ class SessionDigest:
 
 
 def pack_frame(
-    kind: Kind, grant: int, sequence: int, payload: Buffer, seed: int, layer: int = 0, start: int = 0, count: int = 0
+    kind: Kind,
+    grant: int,
+    sequence: int,
+    payload: Buffer,
+    seed: int,
+    layer: int = 0,
+    heads: Span = NOTHING,
+    tokens: Span = NOTHING,
 ) -> bytes:
     """The header of a frame with this payload."""
     digest = xxhash.xxh3_64_intdigest(payload, seed)
     length = payload.nbytes if isinstance(payload, memoryview) else len(payload)
-    packed = _HEADER.pack(MAGIC, kind, 0, layer, grant, start, count, length, sequence, digest)
+    where = heads.start, heads.size, tokens.start, tokens.size
+    packed = _HEADER.pack(MAGIC, kind, 0, layer, grant, *where, length, sequence, digest)
     return packed + _DIGEST.pack(xxhash.xxh3_64_intdigest(packed, seed))
 
 
@@ -122,16 +138,17 @@ def parse_header(data: Buffer, seed: int) -> Header:
     (digest,) = _DIGEST.unpack_from(view, _HEADER.size)
     if digest != xxhash.xxh3_64_intdigest(view[: _HEADER.size], seed):
         raise CorruptTransfer("a frame header's digest is wrong")
-    magic, kind, zero, layer, grant, start, count, length, sequence, payload_digest = _HEADER.unpack_from(view)
+    magic, kind, zero, layer, grant, head, heads, start, count, length, sequence, payload_digest = _HEADER.unpack_from(view)
     if magic != MAGIC or zero or kind not in _KINDS:
         raise CorruptTransfer(f"Got a frame of {magic = :#x}, {kind = }, {zero = } that no honest peer sends")
-    return Header(Kind(kind), grant, layer, start, count, length, sequence, payload_digest)
+    where = Span(head, head + heads), Span(start, start + count)
+    return Header(Kind(kind), grant, layer, *where, length, sequence, payload_digest)
 
 
 def check_payload(header: Header, payload: Buffer, seed: int) -> None:
     """Raises CorruptTransfer if the payload is not the one the header was made for."""
     if xxhash.xxh3_64_intdigest(payload, seed) != header.payload_digest:
-        where = f"layer {header.layer}, tokens [{header.start}, {header.start + header.count})"
+        where = f"layer {header.layer}, tokens [{header.tokens.start}, {header.tokens.stop})"
         raise CorruptTransfer(f"a payload's digest is wrong: {header.kind.name}, {where}")
 
 
@@ -142,7 +159,7 @@ def piece_tokens(layout: KVLayout, layer: int) -> int:
 
 def largest_piece_bytes(layout: KVLayout) -> int:
     """Size of the buffer that holds any frame's payload."""
-    layers = range(len(layout.layers))
+    layers = range(layout.shard.layers.start, layout.shard.layers.stop)
     return max(MAX_CONTROL_BYTES, *(piece_tokens(layout, layer) * layout.layer_bytes_per_token(layer) for layer in layers))
 
 

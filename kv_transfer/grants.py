@@ -23,9 +23,18 @@ class GrantTable:
         self._open: dict[int, InboundGrant] = {}
         self._shut: str | None = None
 
-    def open(self, grant: int, attempt: str, blocks: Sequence[int], first_token: int, num_tokens: int, lease_s: float) -> None:
+    def open(
+        self,
+        grant: int,
+        attempt: str,
+        blocks: Sequence[int],
+        first_token: int,
+        num_tokens: int,
+        lease_s: float,
+        windowed: bool = False,
+    ) -> None:
         """Raises ValueError if the grant is open already or its tokens do not fit its blocks; TransferAborted once shut."""
-        made = InboundGrant(self._store, self._clock, grant, attempt, blocks, first_token, num_tokens, lease_s)
+        made = InboundGrant(self._store, self._clock, grant, attempt, blocks, first_token, num_tokens, lease_s, windowed)
         with self._lock:
             if self._shut is not None:
                 raise TransferAborted(self._shut)

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from core.clock import Clock
 from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, TransferError
+from core.layout import Span, needed
 from kv_transfer.coverage import Coverage
 from kv_transfer.events import Received
 from kv_transfer.frames import Begin, Commit, Finish, Header, SessionDigest
@@ -44,6 +45,7 @@ class InboundGrant:
         first_token: int,
         num_tokens: int,
         lease_s: float,
+        windowed: bool = False,
     ) -> None:
         layout = store.layout
         if not 0 <= grant < 1 << 64:
@@ -58,7 +60,9 @@ class InboundGrant:
         self._store = store
         self._clock = clock
         self._blocks = tuple(blocks)
-        self._coverage = Coverage(len(layout.layers), first_token, num_tokens)
+        tokens = Span(first_token, num_tokens)
+        self._expected = Begin(attempt, layout.region(tokens), windowed)
+        self._coverage = Coverage(needed(layout, tokens, windowed))
         self._lock = threading.Lock()
         self._live = True
         self._ending = False
@@ -81,11 +85,9 @@ class InboundGrant:
         """Bind to the sender that has named the same attempt and tokens. Raises TransferError."""
         with self._lock:
             self._check_live()
-            if (header.layer, header.start, header.count) != (0, 0, 0):
+            if not header.names_nothing:
                 raise CorruptTransfer("Got a BEGIN that names tokens")
-            mine = (self.attempt, self._coverage.first_token, self._coverage.num_tokens)
-            theirs = (begin.attempt, begin.first_token, begin.num_tokens)
-            if self._replies is not None or mine != theirs:
+            if self._replies is not None or begin != self._expected:
                 raise TransferAborted(f"grant {self.grant} is not for this attempt and these tokens")
             self._replies = replies
             self._check_sequence(header)
@@ -96,19 +98,19 @@ class InboundGrant:
         with self._lock:
             self._check_live()
             self._check_sequence(header)
-            layout = self._store.layout
-            if header.layer >= len(layout.layers):
-                raise CorruptTransfer(f"Got layer {header.layer} but expected one of {len(layout.layers)}")
-            expected = header.count * layout.layer_bytes_per_token(header.layer)
+            layout, tokens = self._store.layout, header.tokens
+            if not layout.holds(header.layer) or header.heads != layout.heads_of(header.layer):
+                raise CorruptTransfer(f"Got layer {header.layer}, heads {header.heads} but expected what {layout.shard} holds")
+            expected = tokens.size * layout.layer_bytes_per_token(header.layer)
             if header.length != expected:
-                raise CorruptTransfer(f"Got {header.length} bytes for {header.count} tokens but expected {expected}")
+                raise CorruptTransfer(f"Got {header.length} bytes for {tokens.size} tokens but expected {expected}")
             try:
-                self._coverage.add(header.layer, header.start, header.start + header.count)
+                self._coverage.add(header.layer, header.heads, tokens)
             except ValueError as error:
                 raise CorruptTransfer(str(error)) from error
             if self._started_s is None:
                 self._started_s = self._clock.now()
-            self._store.write(header.layer, self._blocks, header.start, header.count, payload)
+            self._store.write(header.layer, self._blocks, tokens.start, tokens.size, payload)
             self._kv_bytes += header.length
             self._accept(packed)
 
@@ -117,7 +119,7 @@ class InboundGrant:
         with self._lock:
             self._check_live()
             self._check_sequence(header)
-            if (header.layer, header.start, header.count) != (0, 0, 0):
+            if not header.names_nothing:
                 raise CorruptTransfer("Got a FINISH that names tokens")
             if finish.frames != self._frames or finish.digest != self._digest.value():
                 raise CorruptTransfer(f"Got {self._frames} frames but the sender counts {finish.frames}, or their digests differ")

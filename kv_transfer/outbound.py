@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.layout import KVLayout
+from core.layout import KVLayout, Span, needed
 from kv_transfer.coverage import Coverage
 from kv_transfer.frames import MAX_TAIL_BYTES, Begin, Finish, Kind, SessionDigest, pack_body, pack_frame, piece_tokens
 from kv_transfer.store import Fence
@@ -20,9 +20,10 @@ from kv_transfer.transport import Buffer
 
 @dataclass(slots=True)
 class Piece:
-    """Tokens `[start, start + count)` of a layer, readable once `fence` has passed."""
+    """Tokens `[start, start + count)` of all `heads` that this rank holds of a layer, readable once `fence` has passed."""
 
     layer: int
+    heads: Span
     start: int
     count: int
     fence: Fence | None
@@ -32,7 +33,14 @@ class Outbound:
     """`blocks` is kept by reference and may grow at its end: a push takes over the ids it needs at that moment."""
 
     def __init__(
-        self, layout: KVLayout, attempt: str, grant: int, blocks: Sequence[int], first_token: int, num_tokens: int
+        self,
+        layout: KVLayout,
+        attempt: str,
+        grant: int,
+        blocks: Sequence[int],
+        first_token: int,
+        num_tokens: int,
+        windowed: bool = False,
     ) -> None:
         if not 0 <= grant < 1 << 64:
             raise ValueError(f"Got {grant = } but expected 64 bits")
@@ -42,7 +50,9 @@ class Outbound:
         self.kv_bytes = 0
         self._layout = layout
         self._source = blocks
-        self._coverage = Coverage(len(layout.layers), first_token, num_tokens)
+        tokens = Span(first_token, num_tokens)
+        self._begin = Begin(attempt, layout.region(tokens), windowed)
+        self._coverage = Coverage(needed(layout, tokens, windowed))
         self._waiting: OrderedDict[int, list[Piece]] = OrderedDict()
         self._tail: bytes | None = None
         self._begun = False
@@ -71,10 +81,11 @@ class Outbound:
             ValueError: no such layer, a negative range, tokens beyond `blocks`, blocks that are not those of an earlier
                 push (the engine took them back: what waits here would be read from somebody else's), or after `finish`.
         """
-        if not 0 <= layer < len(self._layout.layers) or start < 0 or count < 0:
+        if not self._layout.holds(layer) or start < 0 or count < 0:
             raise ValueError(f"Got {layer = }, {start = }, {count = } but expected one of {len(self._layout.layers)} layers")
-        stop = min(start + count, self._coverage.num_tokens)
-        if stop <= max(start, self._coverage.first_token):
+        wanted, heads = self._coverage.wanted(layer), self._layout.heads_of(layer)
+        start, stop = max(start, wanted.start), min(start + count, wanted.stop)
+        if stop <= start:
             return
         first, needed = start // self._layout.block_size, self._layout.blocks_for(stop)
         if needed > len(self._source):
@@ -82,12 +93,12 @@ class Outbound:
         self.blocks.extend(self._source[len(self.blocks) : needed])
         if list(self._source[first:needed]) != self.blocks[first:needed]:
             raise ValueError(f"Got a push of attempt {self.attempt} whose blocks have changed; abort before taking blocks back")
-        gaps = self._coverage.missing(layer, start, stop)
+        gaps = self._coverage.missing(layer, heads, Span(start, stop))
         if gaps and self._tail is not None:
             raise ValueError(f"Got a push of attempt {self.attempt} after its finish")
-        for low, high in gaps:
-            self._coverage.add(layer, low, high)
-            self._queue(layer, low, high, fence)
+        for _, gap in gaps:
+            self._coverage.add(layer, heads, gap)
+            self._queue(layer, heads, gap, fence)
 
     def finish(self, tail: bytes) -> None:
         """Raises ValueError if something has not been pushed, or the tail is too long, or it was finished before."""
@@ -103,7 +114,7 @@ class Outbound:
         """What goes next: a piece to read and stamp, or a control frame with its payload. Call only when `has_next`."""
         if not self._begun:
             self._begun = True
-            return Kind.BEGIN, pack_body(Begin(self.attempt, self._coverage.first_token, self._coverage.num_tokens))
+            return Kind.BEGIN, pack_body(self._begin)
         if not self._waiting:
             assert self._tail is not None
             self._finished = True
@@ -116,26 +127,29 @@ class Outbound:
             if not pieces:
                 del self._waiting[layer]
             return piece
-        head = Piece(layer, piece.start, most, piece.fence)
+        head = Piece(layer, piece.heads, piece.start, most, piece.fence)
         piece.start += most
         piece.count -= most
         return head
 
     def stamp(self, kind: Kind, payload: Buffer, seed: int, piece: Piece | None = None) -> bytes:
         """The header of the session's next frame. Frames must be sent in the order in which they are stamped."""
-        where = (piece.layer, piece.start, piece.count) if piece is not None else (0, 0, 0)
-        header = pack_frame(kind, self.grant, self._frames, payload, seed, *where)
+        if piece is None:
+            header = pack_frame(kind, self.grant, self._frames, payload, seed)
+        else:
+            tokens = Span(piece.start, piece.start + piece.count)
+            header = pack_frame(kind, self.grant, self._frames, payload, seed, piece.layer, piece.heads, tokens)
         self._frames += 1
         self._digest.add(header)
         if piece is not None:
             self.kv_bytes += piece.count * self._layout.layer_bytes_per_token(piece.layer)
         return header
 
-    def _queue(self, layer: int, start: int, stop: int, fence: Fence | None) -> None:
+    def _queue(self, layer: int, heads: Span, tokens: Span, fence: Fence | None) -> None:
         pieces = self._waiting.setdefault(layer, [])
-        if pieces and pieces[-1].start + pieces[-1].count == start:
+        if pieces and pieces[-1].start + pieces[-1].count == tokens.start:
             # One thread steps an engine, so that a later fence includes what an earlier one stood for.
-            pieces[-1].count += stop - start
+            pieces[-1].count += tokens.size
             pieces[-1].fence = fence
         else:
-            pieces.append(Piece(layer, start, stop - start, fence))
+            pieces.append(Piece(layer, heads, tokens.start, tokens.size, fence))

@@ -26,15 +26,16 @@ from typing import NoReturn
 import msgspec
 
 from core.errors import HandshakeRefused, ProtocolError, TransferError
-from core.layout import KVLayout
+from core.layout import KVLayout, LayerShape
 from core.wire import unpack_bounded
 from kv_transfer.transport import Connection
 
 MAGIC = b"HSKV"
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MIN_SECRET_BYTES = 16
 MAX_HANDSHAKE_BYTES = 64 * 1024
-FIELDS = ("magic", "version", "secret", "fingerprint", "dtype", "layers", "incarnation", "protocol")
+LAYOUT_FIELDS = ("dtype", "layers", *LayerShape.__struct_fields__, "shard")
+FIELDS = ("magic", "version", "secret", "fingerprint", *LAYOUT_FIELDS, "incarnation", "protocol")
 
 _PREFIX = struct.Struct("<4sHBBI")  # magic, version, step, zero, length
 _NONCE_BYTES = 32
@@ -144,12 +145,8 @@ class Handshake:
             _refuse(connection, "protocol", f"Got a malformed identity: {error}")
         field = self._identity.mismatch(theirs)
         if field is not None:
-            mine = self._identity
-            detail = {
-                "fingerprint": f"{mine.fingerprint} here, {theirs.fingerprint} there",
-                "dtype": f"{mine.layout.dtype} here, {theirs.layout.dtype} there",
-            }.get(field, f"{len(mine.layout.layers)} layers here, {len(theirs.layout.layers)} there, not all of one shape")
-            _refuse(connection, field, detail)
+            mine, other = _described(self._identity, field), _described(theirs, field)
+            _refuse(connection, field, f"{mine} here, {other} there")
         return theirs
 
     @staticmethod
@@ -184,6 +181,18 @@ def _refuse(connection: Connection, field: str, message: str) -> NoReturn:
         _send(connection, _Step.REFUSE, msgspec.msgpack.encode(_Refusal(field, message[:1000])))
     connection.close()
     raise HandshakeRefused(f"{field}: {message}", field)
+
+
+def _described(identity: Identity, field: str) -> str:
+    """What a side is in this field, for the message of a refusal."""
+    model, shard = identity.layout.model, identity.layout.shard
+    plain = {
+        "fingerprint": identity.fingerprint,
+        "dtype": model.dtype,
+        "layers": str(len(model.layers)),
+        "shard": f"layers {shard.layers.start}-{shard.layers.stop}, heads {shard.heads.start}-{shard.heads.stop}",
+    }
+    return plain[field] if field in plain else str(sorted({str(getattr(shape, field)) for shape in model.layers}))
 
 
 def _refusal(body: bytes) -> HandshakeRefused:

@@ -27,7 +27,7 @@ MAX_CONNECTIONS = 1024
 
 
 class KVReceiver:
-    """Listens from construction to `stop`. Usable as a context manager.
+    """A `sessions.Receiver` that listens from construction to `stop`. Usable as a context manager.
 
     Args:
         secret: the cluster's, at least 16 bytes; without it nobody connects.
@@ -64,33 +64,29 @@ class KVReceiver:
 
     @property
     def endpoint(self) -> str:
-        """What senders connect to."""
         return self._listener.endpoint
 
     @property
     def open_grants(self) -> int:
         return len(self._grants)
 
-    def open(self, grant: int, attempt: str, blocks: Sequence[int], first_token: int, num_tokens: int, lease_s: float) -> None:
-        """Let the sender of `attempt` fill tokens `[first_token, num_tokens)` of the sequence in `blocks`.
-
-        Until an event about it, or `close`, the blocks belong to the transfer. The lease runs `lease_s` seconds from now,
-        from each frame and from each `renew`.
-
-        Raises:
-            ValueError: the grant is open already, or its tokens do not fit its blocks.
-            TransferAborted: the receiver has stopped.
-        """
-        self._grants.open(grant, attempt, blocks, first_token, num_tokens, lease_s)
+    def open(
+        self,
+        grant: int,
+        attempt: str,
+        blocks: Sequence[int],
+        first_token: int,
+        num_tokens: int,
+        lease_s: float,
+        windowed: bool = False,
+    ) -> None:
+        self._grants.open(grant, attempt, blocks, first_token, num_tokens, lease_s, windowed)
         self._sweeper.wake_within(lease_s)
 
     def renew(self, grant: int) -> bool:
-        """Start its lease anew. False if it is not open (any more)."""
         return self._grants.renew(grant)
 
     def close(self, grant: int, reason: str) -> bool:
-        """Take the blocks back: once this returns, nothing of the grant is ever written. Its sender is told; there is no
-        event. Waits for at most one piece that is being stored. False if the grant is not open (any more)."""
         return self._grants.close(grant, TransferAborted(reason))
 
     def sweep(self) -> float | None:
@@ -108,8 +104,6 @@ class KVReceiver:
         return due_s
 
     def stop(self) -> None:
-        """End every grant (with `Broken`) and connection; returns when all threads have ended. Idempotent.
-        Not to be called from an event's handler."""
         with self._lock:
             self._stopping = True
             connections = list(self._connections)

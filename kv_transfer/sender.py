@@ -21,13 +21,8 @@ from kv_transfer.transport import Transport
 _log = logging.getLogger(__name__)
 
 
-class SendSession:
-    """One attempt's KV on its way into one grant. Thread-safe; no method waits for the network, and none raises.
-
-    A call that cannot be right (tokens beyond the sequence's blocks, a finish before everything was pushed) fails the
-    session with `SendFailed`, from the calling thread, and nothing else. Once the session has ended, `push` and `finish` do
-    nothing: the event has told the worker, or is about to.
-    """
+class LinkedSession:
+    """A `sessions.SendSession` over a link."""
 
     def __init__(self, link: SendLink, session: LinkSession, sweeper: Sweeper) -> None:
         self._link = link
@@ -47,24 +42,20 @@ class SendSession:
         return self._session.ended
 
     def push(self, layer: int, start: int, count: int) -> None:
-        """Tokens `[start, start + count)` of `layer` are in the store (on CUDA: enqueued on the current stream) and must
-        stay there until the session ends. Tokens outside the grant, or pushed before, are skipped; any order will do."""
         self._link.push(self._session, layer, start, count)
         self._sweeper.wake_within(self._session.lease_s)
 
     def finish(self, tail: bytes) -> None:
-        """Everything has been pushed; `tail` (at most 32 KiB) goes to the receiving worker with the commit."""
         self._link.finish(self._session, tail)
         self._sweeper.wake_within(self._session.lease_s)
 
     def abort(self, reason: str) -> bool:
-        """Give up: once this returns, the store is no more read for the session. The peer is told; there is no event.
-        Waits for at most one piece that is being read. False if the session had ended before."""
         return self._link.abort(self._session, TransferAborted(reason))
 
 
 class KVSender:
-    """Usable as a context manager. Two threads per peer endpoint that has sessions or a connection, and one for deadlines.
+    """A `sessions.Sender`, usable as a context manager. Two threads per peer endpoint that has sessions or a connection, and one
+    for deadlines.
 
     Args: as for `KVReceiver`; `on_event` is called from this object's threads, never with a lock held, and may call back.
     """
@@ -100,23 +91,11 @@ class KVSender:
         num_tokens: int,
         lease_s: float,
         incarnation: int | None = None,
-    ) -> SendSession:
-        """Start sending tokens `[first_token, num_tokens)` of the sequence in `blocks` to a grant. Never waits.
-
-        Args:
-            blocks: kept by reference; may grow at its end until the last push. If the engine takes blocks back (preempts),
-                `abort` first.
-            lease_s: the session fails when the peer takes nothing that waits for it for this long, or does not commit
-                within it after the last frame. Waiting for pushes costs no lease.
-            incarnation: the receiver's, if the caller knows it; another one at the endpoint fails the session.
-
-        Raises:
-            ValueError: a bad range or lease, or the grant is being sent there already.
-            TransferAborted: the sender is closed.
-        """
+        windowed: bool = False,
+    ) -> LinkedSession:
         if not lease_s > 0:
             raise ValueError(f"Got {lease_s = } but expected a positive number of seconds")
-        outbound = Outbound(self._store.layout, attempt, grant, blocks, first_token, num_tokens)
+        outbound = Outbound(self._store.layout, attempt, grant, blocks, first_token, num_tokens, windowed)
         session = LinkSession(outbound, lease_s, incarnation)
         with self._lock:
             if self._closed:
@@ -129,7 +108,7 @@ class KVSender:
                 self._links[endpoint] = link
             link.add(session)
         self._sweeper.wake_within(lease_s)
-        return SendSession(link, session, self._sweeper)
+        return LinkedSession(link, session, self._sweeper)
 
     def sweep(self) -> float | None:
         """Fail sessions whose time is up. Called by the sender's own timer; tests call it after moving their clock.
@@ -140,8 +119,6 @@ class KVSender:
         return min(due, default=None)
 
     def close(self) -> None:
-        """Fail every session (with `SendFailed`); returns when all threads have ended. Idempotent.
-        Not to be called from an event's handler."""
         with self._lock:
             self._closed = True
             links = [*self._links.values(), *self._retired]

@@ -1,7 +1,7 @@
 """The seam between a transfer and the memory that holds KV.
 
-The wire speaks in token ranges, never in blocks or addresses: a peer can neither name memory nor depend on the other's
-block size. A store turns `(layer, blocks, start, count)` into bytes and back.
+The wire speaks in ranges of layers, heads and tokens, never in blocks or addresses: a peer can neither name memory nor depend
+on the other's block size. A store turns `(layer, blocks, start, count)` into bytes and back, with all heads that it holds.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ class Fence(Protocol):
 class KVStore(Protocol):
     """One engine's KV cache. `read` and `write` may be called from several threads at once, for disjoint tokens.
 
-    A piece of `count` tokens of one layer is `count` key rows, then `count` value rows, each row `kv_heads * dim` elements,
-    with nothing between them: `count * layout.layer_bytes_per_token(layer)` bytes.
+    `layer` is numbered as in the model. A piece of `count` tokens of it is `count` key rows, then `count` value rows, each row
+    `heads * dim` elements for the heads that this rank holds, with nothing between them: in all
+    `count * layout.layer_bytes_per_token(layer)` bytes.
     """
 
     @property

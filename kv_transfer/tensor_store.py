@@ -19,8 +19,8 @@ LayerTensors = tuple[torch.Tensor, torch.Tensor]
 
 
 class TensorStore:
-    """`layers[i]` is layer i's `key[num_blocks, block_size, kv_heads, key_dim]` and `value[..., value_dim]`, contiguous,
-    all on one device.
+    """`layers[i]` is, of the i-th layer that the rank holds, `key[num_blocks, block_size, kv_heads, key_dim]` and
+    `value[..., value_dim]`, contiguous, all on one device.
 
     Raises:
         ValueError: the tensors are not what `layout` says.
@@ -29,6 +29,7 @@ class TensorStore:
     def __init__(self, layers: Sequence[LayerTensors], layout: KVLayout) -> None:
         _check(layers, layout)
         self._layout = layout
+        self._first = layout.shard.layers.start
         device = layers[0][0].device
         self._pages: HostPages | CudaPages
         if device.type == "cpu":
@@ -43,10 +44,10 @@ class TensorStore:
         return self._layout
 
     def read(self, layer: int, blocks: Sequence[int], start: int, count: int, out: memoryview) -> None:
-        self._pages.read(layer, blocks, start, count, out)
+        self._pages.read(layer - self._first, blocks, start, count, out)
 
     def write(self, layer: int, blocks: Sequence[int], start: int, count: int, data: memoryview) -> None:
-        self._pages.write(layer, blocks, start, count, data)
+        self._pages.write(layer - self._first, blocks, start, count, data)
 
     def fence(self) -> Fence | None:
         return self._pages.fence() if isinstance(self._pages, CudaPages) else None

@@ -14,7 +14,7 @@ Invariants:
   because the gateway or the decode side asked for it.
 - An attempt whose decode side is silent for a lease is failed, so that nothing is held for the dead.
 
-Neighbours: `engine` computes, `kv_transfer.sender` moves bytes, `instance.loop` calls that calls in here.
+Neighbours: `engine` computes, `kv_transfer.sessions` moves bytes, `instance.loop` calls that calls in here.
 All methods run on the engine's thread.
 """
 
@@ -32,7 +32,7 @@ from engine.engine import Engine
 from engine.plan import StepPlan
 from engine.sequence import NewToken, Sequence, Status
 from kv_transfer.events import Delivered, SendFailed
-from kv_transfer.sender import KVSender, SendSession
+from kv_transfer.sessions import Sender, SendSession
 from mail.outbox import Outbox
 from mail.peers import Peers
 from mail.renewals import Renewals
@@ -57,7 +57,7 @@ class PrefillWorker:
     """Serves `Submit(stage="prefill")` on one engine."""
 
     def __init__(
-        self, engine: Engine, sender: KVSender, outbox: Outbox, peers: Peers, address: Address, clock: Clock, lease_s: float
+        self, engine: Engine, sender: Sender, outbox: Outbox, peers: Peers, address: Address, clock: Clock, lease_s: float
     ) -> None:
         self._engine = engine
         self._sender = sender

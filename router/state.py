@@ -19,7 +19,7 @@ from functools import cached_property
 
 from core.config import Role
 from core.errors import ProtocolError
-from core.layout import KVLayout, LayerShape
+from core.layout import KVLayout, ModelKV, Shard
 from core.messages import Address, Heartbeat, Load
 
 InstanceKey = tuple[str, int]
@@ -129,7 +129,7 @@ class ClusterState:
         self._stuck_after_s = stuck_after_s
         self._tracked: dict[str, _Tracked] = {}
         self._newest: dict[str, int] = {}
-        self._kinds: dict[tuple[str, str, tuple[LayerShape, ...]], int] = {}
+        self._kinds: dict[tuple[str, ModelKV, Shard], int] = {}
         self._snapshot: Snapshot | None = None
 
     def observe(self, heartbeat: Heartbeat, now_s: float) -> InstanceKey | None:
@@ -219,7 +219,7 @@ class ClusterState:
 
     def _kind(self, heartbeat: Heartbeat) -> int:
         layout: KVLayout = heartbeat.layout
-        return self._kinds.setdefault((heartbeat.fingerprint, layout.dtype, layout.layers), len(self._kinds))
+        return self._kinds.setdefault((heartbeat.fingerprint, layout.model, layout.shard), len(self._kinds))
 
 
 def _total(assigned: Iterable[tuple[float, int, int, int]], column: int) -> int:

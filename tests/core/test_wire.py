@@ -73,7 +73,7 @@ MESSAGES: tuple[Message, ...] = (
         accelerator="L40S",
         model="m",
         fingerprint="f",
-        layout=KVLayout(layers=(LayerShape(2, 64, 64),), dtype="bfloat16", block_size=16),
+        layout=KVLayout.whole(layers=(LayerShape(2, 64, 64),), dtype="bfloat16", block_size=16),
         total_blocks=10,
         max_model_len=100,
         max_num_seqs=4,

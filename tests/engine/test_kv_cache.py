@@ -12,7 +12,7 @@ from engine.attention.base import LayerSpec
 from engine.kv_cache import affordable_blocks, allocate, layout_of
 
 CPU = torch.device("cpu")
-LAYOUT = KVLayout(layers=(LayerShape(2, 8, 4), LayerShape(1, 16, 16)), dtype="bfloat16", block_size=16)
+LAYOUT = KVLayout.whole(layers=(LayerShape(2, 8, 4), LayerShape(1, 16, 16)), dtype="bfloat16", block_size=16)
 
 
 def test_the_layout_is_read_off_the_layers():

@@ -94,7 +94,7 @@ class FakeWorker(threading.Thread):
             accelerator="CPU",
             model="tiny",
             fingerprint="f",
-            layout=KVLayout(layers=(LayerShape(2, 8, 8),), dtype="float32", block_size=16),
+            layout=KVLayout.whole(layers=(LayerShape(2, 8, 8),), dtype="float32", block_size=16),
             total_blocks=1000,
             max_model_len=self.max_model_len,
             max_num_seqs=64,

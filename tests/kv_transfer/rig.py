@@ -29,7 +29,7 @@ Event = TypeVar("Event")
 
 
 def layout(block_size: int = 4, dtype: str = "bfloat16", shapes: Sequence[LayerShape] = SHAPES) -> KVLayout:
-    return KVLayout(layers=tuple(shapes), dtype=dtype, block_size=block_size)
+    return KVLayout.whole(layers=tuple(shapes), dtype=dtype, block_size=block_size)
 
 
 def filled(kind: KVLayout, num_blocks: int = 32, seed: int = 1) -> ByteStore:

@@ -14,7 +14,8 @@ from core.layout import LayerShape
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
 from kv_transfer.receiver import KVReceiver
-from kv_transfer.sender import KVSender, SendSession
+from kv_transfer.sender import KVSender
+from kv_transfer.sessions import SendSession
 from kv_transfer.transport import Transport
 from kv_transfer.transports.fault import Delay, Drop, Duplicate, Fault, FaultTransport, FlipBit, Message, Reorder, Truncate
 from kv_transfer.transports.inproc import InprocTransport

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, TransferError
-from core.layout import LayerShape
+from core.layout import LayerShape, Region, Span
 from kv_transfer.frames import (
     HEADER_BYTES,
     MAX_CONTROL_BYTES,
@@ -29,19 +29,20 @@ from kv_transfer.frames import (
 )
 from tests.kv_transfer.rig import layout
 
-U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
-HEADER = pack_frame(Kind.DATA, 2**63 + 5, 17, b"payload", 99, 3, 1000, 7)
+U16, U32, U64 = st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
+HEADER = pack_frame(Kind.DATA, 2**63 + 5, 17, b"payload", 99, 3, Span(2, 6), Span(1000, 1007))
 
 
-@given(st.sampled_from(Kind), U64, U32, st.binary(max_size=64), U64, U32, U32, U32)
+@given(st.sampled_from(Kind), U64, U32, st.binary(max_size=64), U64, U32, U16, U16, U32, U32)
 def test_a_frame_comes_back_as_it_was_packed(
-    kind: Kind, grant: int, sequence: int, payload: bytes, seed: int, layer: int, start: int, count: int
+    kind: Kind, grant: int, sequence: int, payload: bytes, seed: int, layer: int, head: int, heads: int, start: int, count: int
 ) -> None:
-    packed = pack_frame(kind, grant, sequence, payload, seed, layer, start, count)
+    where = Span(head, head + heads), Span(start, start + count)
+    packed = pack_frame(kind, grant, sequence, payload, seed, layer, *where)
     assert len(packed) == HEADER_BYTES
     header = parse_header(packed, seed)
     assert (header.kind, header.grant, header.sequence, header.length) == (kind, grant, sequence, len(payload))
-    assert (header.layer, header.start, header.count) == (layer, start, count)
+    assert (header.layer, header.heads, header.tokens) == (layer, *where)
     check_payload(header, payload, seed)
 
 
@@ -71,7 +72,15 @@ def test_another_payload_of_the_same_length_is_noticed(payload: bytes) -> None:
         check_payload(parse_header(HEADER, 99), payload, 99)
 
 
-@pytest.mark.parametrize("body", [Begin("a", 1, 2), Finish(3, 2**64 - 1, b"\x00t"), Commit(7), Abort("code", "why")])
+@pytest.mark.parametrize(
+    "body",
+    [
+        Begin("a", Region(Span(0, 3), Span(0, 2), Span(1, 2)), True),
+        Finish(3, 2**64 - 1, b"\x00t"),
+        Commit(7),
+        Abort("code", "why"),
+    ],
+)
 def test_bodies_come_back(body: Begin | Finish | Commit | Abort) -> None:
     assert unpack_body(pack_body(body), type(body)) == body
 

@@ -10,6 +10,7 @@ import pytest
 
 from core.clock import ManualClock
 from core.errors import CorruptTransfer, TransferError
+from core.layout import Span
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.frames import HEADER_BYTES, Begin, Finish, Header, Kind, parse_header, unpack_body
 from kv_transfer.inbound import GrantEnded, InboundGrant
@@ -48,7 +49,7 @@ def test_once_ended_it_takes_nothing_however_right() -> None:
     with pytest.raises(GrantEnded):
         grant.finish(header, packed, unpack_body(payload, Finish))
     with pytest.raises(GrantEnded):
-        grant.begin(*parts(FRAMES[0])[:2], Begin("a", 0, 8), Sender())
+        grant.begin(*parts(FRAMES[0])[:2], Begin("a", store.layout.region(Span(0, 8)), False), Sender())
     assert not grant.renew()
     assert untouched_outside(store, [6, 2], 0, 0)
 

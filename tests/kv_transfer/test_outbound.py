@@ -99,7 +99,7 @@ def test_a_push_from_blocks_that_changed_is_refused_even_if_its_tokens_were_push
 def test_finish_needs_every_token_once_and_comes_once() -> None:
     outbound = make(0, 4)
     outbound.push(0, 0, 4, None)
-    with pytest.raises(ValueError, match="8 rows were not pushed"):
+    with pytest.raises(ValueError, match="12 rows were not pushed"):
         outbound.finish(b"")
     for layer in range(LAYERS):
         outbound.push(layer, 0, 4, None)

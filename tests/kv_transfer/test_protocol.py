@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import HandshakeRefused, TransferError
-from core.layout import LayerShape
+from core.layout import KVLayout, LayerShape, Shard, Span
 from kv_transfer import protocol
 from kv_transfer.protocol import MAGIC, MAX_HANDSHAKE_BYTES, PROTOCOL_VERSION, Handshake, Identity, Peer
 from kv_transfer.transport import Connection
@@ -21,6 +21,12 @@ from kv_transfer.transports.inproc import InprocTransport
 from tests.kv_transfer.rig import SECRET, SHAPES, ScriptedConnection, layout
 
 IDENTITY = Identity("model-a", layout(4), 1)
+
+
+def sharded(layers: Span, heads: Span) -> KVLayout:
+    return KVLayout(model=layout(4).model, shard=Shard(layers, heads), block_size=4)
+
+
 Outcome = Peer | TransferError
 
 
@@ -74,7 +80,12 @@ def test_each_connection_has_its_own_seeds() -> None:
         ("fingerprint", Identity("model-b", layout(4), 1)),
         ("dtype", Identity("model-a", layout(4, dtype="float16"), 1)),
         ("layers", Identity("model-a", layout(4, shapes=SHAPES[:2]), 1)),
-        ("layers", Identity("model-a", layout(4, shapes=[*SHAPES[:2], LayerShape(2, 2, 2)]), 1)),
+        ("kv_heads", Identity("model-a", layout(4, shapes=[*SHAPES[:2], LayerShape(4, 2, 1)]), 1)),
+        ("key_dim", Identity("model-a", layout(4, shapes=[*SHAPES[:2], LayerShape(2, 4, 1)]), 1)),
+        ("value_dim", Identity("model-a", layout(4, shapes=[*SHAPES[:2], LayerShape(2, 2, 2)]), 1)),
+        ("sliding_window", Identity("model-a", layout(4, shapes=[*SHAPES[:2], LayerShape(2, 2, 1, 8)]), 1)),
+        ("shard", Identity("model-a", sharded(Span(0, 2), Span(0, 2)), 1)),
+        ("shard", Identity("model-a", sharded(Span(0, 3), Span(1, 2)), 1)),
     ],
 )
 @pytest.mark.parametrize("swap", [False, True])

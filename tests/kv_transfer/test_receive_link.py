@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from core.clock import ManualClock
 from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, TransferError
+from core.layout import Region, Span
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.events import Broken, Received
 from kv_transfer.frames import (
     HEADER_BYTES,
+    NOTHING,
     Abort,
     Begin,
     Commit,
@@ -228,10 +230,22 @@ def test_random_bytes_after_the_handshake_never_crash_it(stream: bytes) -> None:
 
 
 def forged(
-    kind: Kind, payload: bytes, sequence: int = 1, grant: int = GRANT, layer: int = 0, start: int = 0, count: int = 0
+    kind: Kind,
+    payload: bytes,
+    sequence: int = 1,
+    grant: int = GRANT,
+    layer: int = 0,
+    heads: Span | None = None,
+    start: int = 0,
+    count: int = 0,
 ) -> bytes:
     """A frame with right digests from a peer that is proved but not honest."""
-    return pack_frame(kind, grant, sequence, payload, SEED, layer, start, count) + payload
+    heads = heads or (Span(0, 2) if kind is Kind.DATA else NOTHING)
+    return pack_frame(kind, grant, sequence, payload, SEED, layer, heads, Span(start, start + count)) + payload
+
+
+def begin_of(attempt: str, first: int, stop: int, windowed: bool = False) -> bytes:
+    return pack_body(Begin(attempt, TARGET_LAYOUT.region(Span(first, stop)), windowed))
 
 
 ROW = TARGET_LAYOUT.layer_bytes_per_token(0)
@@ -245,7 +259,7 @@ ROW = TARGET_LAYOUT.layer_bytes_per_token(0)
         forged(Kind.DATA, bytes(ROW), start=FIRST - 1, count=1),
         forged(Kind.DATA, bytes(ROW), start=STOP, count=1),
         forged(Kind.DATA, bytes(ROW * 2), start=STOP - 1, count=2),
-        forged(Kind.DATA, bytes(ROW), start=2**32 - 1, count=1),
+        forged(Kind.DATA, bytes(ROW), start=2**32 - 2, count=1),
         forged(Kind.DATA, bytes(ROW - 1), start=FIRST, count=1),
         forged(Kind.DATA, bytes(ROW + 1), start=FIRST, count=1),
         forged(Kind.DATA, bytes(ROW), start=FIRST, count=2**32 - 1),
@@ -255,7 +269,11 @@ ROW = TARGET_LAYOUT.layer_bytes_per_token(0)
         forged(Kind.FINISH, pack_body(Finish(0, 0, b"")), start=1),
         forged(Kind.FINISH, b"\xc1"),
         forged(Kind.ABORT, pack_body(abort_of(TransferAborted("changed my mind")))),
-        forged(Kind.BEGIN, pack_body(Begin(ATTEMPT, FIRST, STOP))),
+        forged(Kind.BEGIN, begin_of(ATTEMPT, FIRST, STOP)),
+        forged(Kind.DATA, bytes(ROW), heads=Span(0, 1), start=FIRST, count=1),
+        forged(Kind.DATA, bytes(ROW), heads=Span(1, 3), start=FIRST, count=1),
+        forged(Kind.DATA, bytes(ROW), heads=Span(0, 2**16 - 1), start=FIRST, count=1),
+        forged(Kind.DATA, bytes(ROW // 2), heads=Span(0, 1), start=FIRST, count=1),
     ],
 )
 def test_a_frame_that_no_honest_sender_makes_ends_the_session_at_once(frame: bytes) -> None:
@@ -278,10 +296,18 @@ def test_a_finish_without_all_tokens_is_refused_though_its_digest_is_right() -> 
 
 
 @pytest.mark.parametrize(
-    "body", [Begin("attempt-0", FIRST, STOP), Begin(ATTEMPT, FIRST + 1, STOP), Begin(ATTEMPT, FIRST, STOP - 1)]
+    "body",
+    [
+        begin_of("attempt-0", FIRST, STOP),
+        begin_of(ATTEMPT, FIRST + 1, STOP),
+        begin_of(ATTEMPT, FIRST, STOP - 1),
+        begin_of(ATTEMPT, FIRST, STOP, windowed=True),
+        pack_body(Begin(ATTEMPT, Region(Span(0, 2), Span(0, 2), Span(FIRST, STOP)), False)),
+        pack_body(Begin(ATTEMPT, Region(Span(0, 3), Span(0, 1), Span(FIRST, STOP)), False)),
+    ],
 )
-def test_a_stale_sender_is_turned_away_and_the_grant_stays_open_for_the_right_one(body: Begin) -> None:
-    stale = forged(Kind.BEGIN, pack_body(body), sequence=0)
+def test_a_stale_sender_is_turned_away_and_the_grant_stays_open_for_the_right_one(body: bytes) -> None:
+    stale = forged(Kind.BEGIN, body, sequence=0)
     outcome = receive(stale + b"".join(FRAMES))
     assert outcome.replies == [(Kind.ABORT, GRANT)]  # it has been told that it is over, so over it is
     assert outcome.inbox.events == []
@@ -386,7 +412,7 @@ def test_the_sender_of_an_unknown_grant_is_told_once_for_all_its_frames() -> Non
 def test_a_header_that_claims_more_than_a_piece_ends_the_connection_before_it_is_read() -> None:
     for kind, length in ((Kind.DATA, 1 << 21), (Kind.FINISH, 1 << 17), (Kind.DATA, 2**32 - 1)):
         fields = bytearray(pack_frame(kind, GRANT, 1, b"", SEED)[:-8])
-        fields[24:28] = length.to_bytes(4, "little")
+        fields[28:32] = length.to_bytes(4, "little")
         header = bytes(fields) + xxhash.xxh3_64_intdigest(fields, SEED).to_bytes(8, "little")
         assert parse_header(header, SEED).length == length
         outcome = receive(FRAMES[0] + header + bytes(100))

@@ -14,7 +14,8 @@ from kv_transfer.byte_store import ByteStore
 from kv_transfer.events import Broken, Delivered, SendFailed
 from kv_transfer.frames import HEADER_BYTES, Commit, Kind, SessionDigest, pack_body, pack_frame, parse_header
 from kv_transfer.protocol import Handshake, Identity, Peer
-from kv_transfer.sender import KVSender, SendSession
+from kv_transfer.sender import KVSender
+from kv_transfer.sessions import SendSession
 from kv_transfer.store import Fence
 from kv_transfer.transport import Connection
 from kv_transfer.transports.inproc import InprocTransport

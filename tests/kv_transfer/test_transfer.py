@@ -7,20 +7,24 @@ import threading
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.clock import ManualClock, MonotonicClock
 from core.errors import CorruptTransfer, HandshakeRefused, LeaseExpired, TransferAborted, TransferError
-from core.layout import LayerShape
+from core.layout import KVLayout, LayerShape, Shard, Span
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
+from kv_transfer.frames import HEADER_BYTES
 from kv_transfer.receiver import KVReceiver
-from kv_transfer.sender import KVSender, SendSession
+from kv_transfer.sender import KVSender
+from kv_transfer.sessions import SendSession
 from kv_transfer.transports.fault import Drop, Duplicate, Fault, FaultTransport, FlipBit, Message, Reorder, Trickle, Truncate
 from kv_transfer.transports.inproc import InprocTransport
 from tests.kv_transfer.rig import (
+    POISON,
     SECRET,
     Inbox,
     Pair,
@@ -491,8 +495,8 @@ def test_impossible_grants_and_sessions_are_refused() -> None:
 
 def fault_cases() -> list[tuple[str, Fault]]:
     cases: list[tuple[str, Fault]] = [("drop", Drop()), ("duplicate", Duplicate()), ("reorder", Reorder())]
-    cases += [(f"truncate {keep}", Truncate(keep)) for keep in (0, 1, 47, 48, 49, 60)]
-    cases += [(f"flip {bit}", FlipBit(bit)) for bit in (0, 100, 300, 383, 384, 400)]
+    cases += [(f"truncate {keep}", Truncate(keep)) for keep in (0, 1, 51, 52, 53, 60)]
+    cases += [(f"flip {bit}", FlipBit(bit)) for bit in (0, 100, 300, 415, 416, 440)]
     return cases
 
 
@@ -522,7 +526,7 @@ def test_a_fault_in_any_frame_is_noticed_by_both_sides(name: str, fault: Fault, 
 
 
 def test_every_flipped_bit_of_a_commit_is_noticed() -> None:
-    for bit in range(0, (48 + 20) * 8, 3):
+    for bit in range(0, (HEADER_BYTES + 10) * 8, 3):
         clock = ManualClock()
 
         def plan(message: Message, bit: int = bit) -> Fault | None:
@@ -568,3 +572,53 @@ def test_a_trickled_frame_is_no_sign_of_life_until_it_is_whole() -> None:
         assert isinstance(broken.error, LeaseExpired)
         pair.sent.expect(SendFailed)
         assert untouched_outside(pair.target, TARGET_BLOCKS, 0, 0)
+
+
+# --- sliding windows --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("first", "stop"), [(0, 12), (5, 12), (11, 12), (0, 2)])
+def test_a_windowed_grant_moves_only_what_each_layer_still_sees(first: int, stop: int) -> None:
+    shapes = [LayerShape(2, 3, 2), LayerShape(1, 4, 4, sliding_window=4), LayerShape(2, 2, 1, sliding_window=100)]
+    source, target = filled(layout(4, shapes=shapes)), poisoned(layout(3, shapes=shapes))
+    wanted = [range(first, stop), range(min(max(first, stop - 3), stop), stop), range(first, stop)]
+    target_blocks = [30, 4, 2, 7]
+    with connected(source, target) as pair:
+        pair.receiver.open(1, "a", target_blocks, first, stop, 30.0, windowed=True)
+        session = pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, first, stop, 30.0, windowed=True)
+        push_all(session, stop)
+        session.finish(b"")
+        (received,), _ = pair.received.expect(Received), pair.sent.expect(Delivered)
+    assert received.kv_bytes == sum(len(tokens) * source.layout.layer_bytes_per_token(i) for i, tokens in enumerate(wanted))
+    for layer, tokens in enumerate(wanted):
+        for key_or_value in (0, 1):
+            got, sent = target.pages[layer][key_or_value], source.pages[layer][key_or_value]
+            expected = np.full_like(got, POISON)
+            for token in tokens:
+                expected[target_blocks[token // 3], token % 3] = sent[SOURCE_BLOCKS[token // 4], token % 4]
+            assert np.array_equal(got, expected)
+
+
+def test_sides_that_disagree_about_windows_do_not_exchange_a_byte() -> None:
+    with connected() as pair:
+        pair.receiver.open(1, "a", TARGET_BLOCKS, 0, 12, 30.0)
+        push_all(pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0, windowed=True))
+        (failed,) = pair.sent.expect(SendFailed)
+        assert "not for this attempt" in str(failed.error)
+        assert untouched_outside(pair.target, TARGET_BLOCKS, 0, 0)
+
+
+def test_ranks_that_hold_the_same_part_exchange_it() -> None:
+    """Layers and heads keep the model's numbers; the stores hold nothing else."""
+    model = layout().model
+    parts = [KVLayout(model=model, shard=Shard(Span(1, 3), Span(1, 2)), block_size=size) for size in (4, 5)]
+    source, target = filled(parts[0]), poisoned(parts[1])
+    with connected(source, target) as pair:
+        pair.receiver.open(1, "a", TARGET_BLOCKS, 2, 12, 30.0)
+        session = pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 2, 12, 30.0)
+        for layer in (1, 2):
+            session.push(layer, 0, 12)
+        session.finish(b"")
+        pair.received.expect(Received)
+    assert sequence_bytes(target, TARGET_BLOCKS, 2, 12) == sequence_bytes(source, SOURCE_BLOCKS, 2, 12)
+    assert untouched_outside(target, TARGET_BLOCKS, 2, 12)

@@ -37,7 +37,7 @@ def beat() -> Beat:
             accelerator="CPU",
             model="tiny",
             fingerprint=fingerprint,
-            layout=KVLayout(layers=(LayerShape(2, 8, 8),), dtype=dtype, block_size=block_size),
+            layout=KVLayout.whole(layers=(LayerShape(2, 8, 8),), dtype=dtype, block_size=block_size),
             total_blocks=total_blocks,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,

@@ -233,7 +233,7 @@ def beat_factory():
             accelerator="CPU",
             model="m",
             fingerprint=fingerprint,
-            layout=KVLayout(layers=(LayerShape(2, 8, 8),), dtype="float32", block_size=16),
+            layout=KVLayout.whole(layers=(LayerShape(2, 8, 8),), dtype="float32", block_size=16),
             total_blocks=total_blocks,
             max_model_len=1024,
             max_num_seqs=8,

@@ -164,7 +164,7 @@ def _plain_beat(name, incarnation):
         accelerator="CPU",
         model="m",
         fingerprint="f",
-        layout=KVLayout(layers=(LayerShape(1, 1, 1),), dtype="float32", block_size=1),
+        layout=KVLayout.whole(layers=(LayerShape(1, 1, 1),), dtype="float32", block_size=1),
         total_blocks=1,
         max_model_len=2,
         max_num_seqs=1,

@@ -20,7 +20,7 @@ EOS = frozenset({7})
 
 
 def layout(block_size: int, layers: int = 2) -> KVLayout:
-    return KVLayout(layers=(LayerShape(1, 4, 4),) * layers, dtype="float32", block_size=block_size)
+    return KVLayout.whole(layers=(LayerShape(1, 4, 4),) * layers, dtype="float32", block_size=block_size)
 
 
 def simulated_runner(

@@ -91,7 +91,7 @@ class FakeReceiver:
 
 
 def engine(clock: ManualClock, num_blocks: int = 64, **config: object) -> Engine:
-    layout = KVLayout(layers=(LayerShape(1, 4, 4),) * LAYERS, dtype="float32", block_size=BLOCK_SIZE)
+    layout = KVLayout.whole(layers=(LayerShape(1, 4, 4),) * LAYERS, dtype="float32", block_size=BLOCK_SIZE)
     runner = SimulatedRunner(
         layout=layout,
         num_blocks=num_blocks,

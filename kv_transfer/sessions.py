@@ -1,0 +1,131 @@
+"""The seam that the roles use: how KV is sent and received, whatever moves it.
+
+    prefill worker ── Sender.begin ──▶ SendSession.push ... finish      (or abort)
+    decode worker  ── Receiver.open ── renew ...                        (or close)
+
+`KVSender` and `KVReceiver` keep these promises over frames on a stream. A transport that reads or writes the peer's memory
+one-sided keeps them in its own way. How a session ended is told by the events of `kv_transfer.events`, exactly one for each
+session that its worker did not end itself.
+
+What holds for every implementation:
+- Threads: any method may be called from any thread; none waits for the network or for a device.
+- A session's KV is committed whole, every byte's digest checked by the receiver, or not at all.
+- What a peer can cause (refusal, loss, corruption, silence, nonsense in a grant) is an event with a typed `TransferError` for
+  that session, never an exception. `ValueError` is for calls that no input from outside can bring about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class SendSession(Protocol):
+    """One attempt's KV on its way into one grant. No method raises.
+
+    A call that cannot be right (tokens beyond the sequence's blocks, a finish before everything was pushed) fails the
+    session with `SendFailed`, from the calling thread, and nothing else. Once the session has ended, `push` and `finish` do
+    nothing: the event has told the worker, or is about to.
+    """
+
+    @property
+    def attempt(self) -> str: ...
+
+    @property
+    def grant(self) -> int: ...
+
+    @property
+    def ended(self) -> bool: ...
+
+    def push(self, layer: int, start: int, count: int) -> None:
+        """Tokens `[start, start + count)` of `layer` are in the store (on CUDA: enqueued on the current stream) and must
+        stay there until the session ends. Tokens outside the grant, or pushed before, are skipped; any order will do."""
+
+    def finish(self, tail: bytes) -> None:
+        """Everything has been pushed; `tail` (at most 32 KiB) goes to the receiving worker with the commit."""
+
+    def abort(self, reason: str) -> bool:
+        """Give up: once this returns, the store is no more read for the session. The peer is told; there is no event.
+        Waits for at most one piece that is being read. False if the session had ended before."""
+
+
+class Sender(Protocol):
+    """The sending side of one store."""
+
+    def begin(
+        self,
+        attempt: str,
+        grant: int,
+        endpoint: str,
+        blocks: Sequence[int],
+        first_token: int,
+        num_tokens: int,
+        lease_s: float,
+        incarnation: int | None = None,
+        windowed: bool = False,
+    ) -> SendSession:
+        """Start sending tokens `[first_token, num_tokens)` of the sequence in `blocks` to a grant.
+
+        Args:
+            blocks: kept by reference; may grow at its end until the last push. If the engine takes blocks back (preempts),
+                `abort` first.
+            lease_s: the session fails when the peer takes nothing that waits for it for this long, or does not commit
+                within it after the last frame. Waiting for pushes costs no lease.
+            incarnation: the receiver's, if the caller knows it; another one at the endpoint fails the session.
+            windowed: of each layer only what its sliding window still sees behind `num_tokens`; the receiver's grant must
+                say the same.
+
+        `grant`, `endpoint`, `first_token`, `lease_s`, `incarnation` and `windowed` are a peer's words: what is wrong with
+        them fails the session by an event.
+
+        Raises:
+            ValueError: `num_tokens` is negative.
+            TransferAborted: the sender is closed.
+        """
+
+    def close(self) -> None:
+        """Fail every session (with `SendFailed`); returns when nothing is read any more and all threads have ended.
+        Idempotent. Not to be called from an event's handler."""
+
+
+class Receiver(Protocol):
+    """The receiving side of one store."""
+
+    @property
+    def endpoint(self) -> str:
+        """What senders are told to begin at."""
+
+    @property
+    def open_grants(self) -> int: ...
+
+    def open(
+        self,
+        grant: int,
+        attempt: str,
+        blocks: Sequence[int],
+        first_token: int,
+        num_tokens: int,
+        lease_s: float,
+        windowed: bool = False,
+    ) -> None:
+        """Let the sender of `attempt` fill tokens `[first_token, num_tokens)` of the sequence in `blocks`.
+
+        Until an event about it, or `close`, the blocks belong to the transfer. The lease runs `lease_s` seconds from now,
+        from each sign of life of the sender's session and from each `renew`. With `windowed`, what no sliding window sees
+        any more is not sent, and the blocks hold rubbish there.
+
+        Raises:
+            ValueError: the grant is open already, or its tokens do not fit its blocks.
+            TransferAborted: the receiver has stopped.
+        """
+
+    def renew(self, grant: int) -> bool:
+        """Start its lease anew. False if it is not open (any more)."""
+
+    def close(self, grant: int, reason: str) -> bool:
+        """Take the blocks back: once this returns, nothing of the grant is ever written. Its sender is told; there is no
+        event. Waits for at most one piece that is being stored. False if the grant is not open (any more)."""
+
+    def stop(self) -> None:
+        """End every grant (with `Broken`); returns when nothing is written any more and all threads have ended.
+        Idempotent. Not to be called from an event's handler."""
