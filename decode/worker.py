@@ -14,7 +14,7 @@ Invariants:
 - An attempt whose prefill side is silent for a lease is failed, so that nothing is held for the dead. While KV is in
   transit the receiver keeps that lease, because frames count as signs of life too.
 
-Neighbours: `engine` computes, `kv_transfer.sessions` takes bytes in, `instance.loop` calls that calls in here.
+Neighbours: `engine` computes, `kv_transfer.sessions` takes bytes in, `instance.loop` calls in here.
 All methods run on the engine's thread.
 """
 

@@ -14,7 +14,7 @@ Invariants:
   because the gateway or the decode side asked for it.
 - An attempt whose decode side is silent for a lease is failed, so that nothing is held for the dead.
 
-Neighbours: `engine` computes, `kv_transfer.sessions` moves bytes, `instance.loop` calls that calls in here.
+Neighbours: `engine` computes, `kv_transfer.sessions` moves bytes, `instance.loop` calls in here.
 All methods run on the engine's thread.
 """
 
