@@ -1,0 +1,267 @@
+"""KV transfer in virtual time: the real sessions, frames, digests, coverage and grants; only the wire between them is a delay.
+
+A sender has one link, shared by its sessions. A receiver that was stopped takes nothing more and answers nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, TransferError
+from kv_transfer.events import Delivered, OnReceiverEvent, OnSenderEvent, SendFailed
+from kv_transfer.frames import Begin, Finish, Header, Kind, check_payload, parse_header, unpack_body
+from kv_transfer.grants import GrantTable
+from kv_transfer.inbound import GrantEnded
+from kv_transfer.outbound import Outbound, Piece
+from kv_transfer.store import KVStore
+from tests.support.virtual.timeline import Timeline
+
+SEED = 7
+
+
+class Fabric:
+    """Where receivers are found; `bytes_per_s` and `latency_s` of every link."""
+
+    def __init__(self, timeline: Timeline, bytes_per_s: float = 1e9, latency_s: float = 2e-4) -> None:
+        self.timeline = timeline
+        self.bytes_per_s = bytes_per_s
+        self.latency_s = latency_s
+        self.receivers: dict[str, VirtualReceiver] = {}
+        self.kv_bytes = 0
+
+
+class VirtualReceiver:
+    """A `kv_transfer.sessions.Receiver`."""
+
+    def __init__(self, fabric: Fabric, endpoint: str, store: KVStore, on_event: OnReceiverEvent) -> None:
+        self.endpoint = endpoint
+        self._fabric = fabric
+        self.table = GrantTable(store, fabric.timeline, on_event)
+        fabric.receivers[endpoint] = self
+
+    @property
+    def open_grants(self) -> int:
+        return len(self.table)
+
+    def open(
+        self,
+        grant: int,
+        attempt: str,
+        blocks: Sequence[int],
+        first_token: int,
+        num_tokens: int,
+        lease_s: float,
+        windowed: bool = False,
+    ) -> None:
+        self.table.open(grant, attempt, blocks, first_token, num_tokens, lease_s, windowed)
+        self._watch(lease_s)
+
+    def renew(self, grant: int) -> bool:
+        return self.table.renew(grant)
+
+    def close(self, grant: int, reason: str) -> bool:
+        return self.table.close(grant, TransferAborted(reason))
+
+    def stop(self) -> None:
+        if self._fabric.receivers.get(self.endpoint) is self:
+            del self._fabric.receivers[self.endpoint]
+        self.table.shut("the receiver has stopped")
+
+    def take(self, session: VirtualSession, packed: bytes, payload: bytes) -> None:
+        """One frame has arrived."""
+        if self._fabric.receivers.get(self.endpoint) is not self:
+            return
+        header = parse_header(memoryview(packed), SEED)
+        found = self.table.get(header.grant)
+        if found is None or not (found.belongs_to(session.way) or header.kind is Kind.BEGIN):
+            if header.kind is not Kind.ABORT:
+                session.abort_later(TransferAborted(f"grant {header.grant} is not open to this sender"))
+            return
+        try:
+            check_payload(header, payload, SEED)
+            self._apply(session, header, memoryview(packed), memoryview(payload))
+        except GrantEnded:
+            return
+        except TransferError as error:
+            if found.belongs_to(session.way):
+                self.table.fail(found, error)
+            else:
+                session.way.abort(header.grant, error)
+
+    def _apply(self, session: VirtualSession, header: Header, packed: memoryview, payload: memoryview) -> None:
+        found = self.table.get(header.grant)
+        assert found is not None
+        if header.kind is Kind.BEGIN:
+            found.begin(header, packed, unpack_body(payload, Begin), session.way)
+        elif header.kind is Kind.DATA:
+            found.write(header, packed, payload)
+        elif header.kind is Kind.FINISH:
+            received, commit = found.finish(header, packed, unpack_body(payload, Finish))
+            session.committed_later(commit.digest)
+            self.table.commit(received)
+        else:
+            raise TransferAborted("the peer gave up")
+
+    def _watch(self, delay_s: float) -> None:
+        def look() -> None:
+            due_s = self.table.expire()
+            if due_s is not None:
+                self._watch(max(due_s, 1e-3))
+
+        self._fabric.timeline.after(delay_s, look)
+
+
+class VirtualSender:
+    """A `kv_transfer.sessions.Sender`."""
+
+    def __init__(self, fabric: Fabric, store: KVStore, on_event: OnSenderEvent) -> None:
+        self.fabric = fabric
+        self.store = store
+        self.on_event = on_event
+        self.closed = False
+        self._free_s = 0.0
+        self._sessions: list[VirtualSession] = []
+
+    def begin(
+        self,
+        attempt: str,
+        grant: int,
+        endpoint: str,
+        blocks: Sequence[int],
+        first_token: int,
+        num_tokens: int,
+        lease_s: float,
+        incarnation: int | None = None,
+        windowed: bool = False,
+    ) -> VirtualSession:
+        if self.closed:
+            raise TransferAborted("the sender is closed")
+        session = VirtualSession(self, attempt, grant, endpoint, lease_s)
+        self._sessions = [other for other in self._sessions if not other.ended]
+        self._sessions.append(session)
+        try:
+            session.outbound = Outbound(self.store.layout, attempt, grant, blocks, first_token, num_tokens, windowed)
+        except ValueError as error:
+            message = str(error)
+            self.fabric.timeline.after(0.0, lambda: session.fail(TransferError(message)))
+        session.advance()
+        return session
+
+    def close(self) -> None:
+        self.closed = True
+        for session in list(self._sessions):
+            session.fail(TransferAborted("the sender is closed"))
+
+    def occupy(self, size_bytes: int) -> float:
+        """When a frame that leaves now will have arrived."""
+        now_s = self.fabric.timeline.now()
+        self._free_s = max(self._free_s, now_s) + size_bytes / self.fabric.bytes_per_s
+        return self._free_s + self.fabric.latency_s
+
+
+class WayBack:
+    """What a receiver knows of a session: how to refuse it."""
+
+    def __init__(self, session: VirtualSession) -> None:
+        self._session = session
+
+    def abort(self, grant: int, error: TransferError) -> None:
+        self._session.abort_later(error)
+
+
+class VirtualSession:
+    """A `kv_transfer.sessions.SendSession`."""
+
+    def __init__(self, sender: VirtualSender, attempt: str, grant: int, endpoint: str, lease_s: float) -> None:
+        self.attempt = attempt
+        self.grant = grant
+        self.ended = False
+        self.outbound: Outbound | None = None
+        self._sender = sender
+        self._endpoint = endpoint
+        self._lease_s = lease_s
+        self._began_s = sender.fabric.timeline.now()
+        self.way = WayBack(self)
+
+    def push(self, layer: int, start: int, count: int, fence: object = None) -> None:
+        self._change(lambda outbound: outbound.push(layer, start, count, None))
+
+    def finish(self, tail: bytes) -> None:
+        self._change(lambda outbound: outbound.finish(tail))
+        self._sender.fabric.timeline.after(self._lease_s, lambda: self.fail(LeaseExpired("nothing was committed")))
+
+    def abort(self, reason: str) -> bool:
+        if self.ended:
+            return False
+        self.ended = True
+        self._send_abort()
+        return True
+
+    def advance(self) -> None:
+        """Put what can leave on the wire."""
+        outbound, sender = self.outbound, self._sender
+        while outbound is not None and not self.ended and outbound.has_next():
+            frame = outbound.next_frame()
+            piece = frame if isinstance(frame, Piece) else None
+            if piece is not None:
+                kind, payload = Kind.DATA, bytearray(piece.count * sender.store.layout.layer_bytes_per_token(piece.layer))
+                sender.store.read(piece.layer, outbound.blocks, piece.start, piece.count, memoryview(payload))
+            else:
+                assert not isinstance(frame, Piece)
+                kind, payload = frame[0], bytearray(frame[1])
+            packed = outbound.stamp(kind, bytes(payload), SEED, piece)
+            sender.fabric.kv_bytes += len(payload)
+            self._carry(sender.occupy(len(payload)), packed, bytes(payload))
+
+    def fail(self, error: TransferError) -> None:
+        if not self.ended:
+            self.ended = True
+            self._send_abort()
+            self._sender.on_event(SendFailed(self.attempt, error))
+
+    def abort_later(self, error: TransferError) -> None:
+        """The receiver refuses: known here after the way back."""
+        self._sender.fabric.timeline.after(self._sender.fabric.latency_s, lambda: self.fail(error))
+
+    def committed_later(self, digest: int) -> None:
+        def commit() -> None:
+            outbound = self.outbound
+            if self.ended or outbound is None:
+                return
+            if outbound.digest != digest:
+                self.fail(CorruptTransfer("something else was committed"))
+                return
+            self.ended = True
+            took_s = self._sender.fabric.timeline.now() - self._began_s
+            self._sender.on_event(Delivered(self.attempt, outbound.kv_bytes, took_s))
+
+        self._sender.fabric.timeline.after(self._sender.fabric.latency_s, commit)
+
+    def _change(self, change: object) -> None:
+        if self.ended or self.outbound is None:
+            return
+        try:
+            change(self.outbound)  # type: ignore[operator]
+        except ValueError as error:
+            self.fail(TransferError(str(error)))
+            return
+        self.advance()
+
+    def _carry(self, due_s: float, packed: bytes, payload: bytes) -> None:
+        def arrive() -> None:
+            receiver = self._sender.fabric.receivers.get(self._endpoint)
+            if receiver is None:
+                self.fail(TransferError(f"nobody listens on {self._endpoint}"))
+            else:
+                receiver.take(self, packed, payload)
+
+        self._sender.fabric.timeline.at(due_s, arrive)
+
+    def _send_abort(self) -> None:
+        def arrive() -> None:
+            receiver = self._sender.fabric.receivers.get(self._endpoint)
+            found = None if receiver is None else receiver.table.get(self.grant)
+            if receiver is not None and found is not None and found.belongs_to(self.way):
+                receiver.table.fail(found, TransferAborted("the peer gave up"))
+
+        self._sender.fabric.timeline.after(self._sender.fabric.latency_s, arrive)
