@@ -25,6 +25,7 @@ from instance.loaded_model import LoadedModel, simulated_model
 from instance.loop import EngineLoop
 from instance.model_source import found_here
 from instance.spec import InstanceReport, InstanceSpec
+from kv_transfer.carriers import carriers_for
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 from kv_transfer.transports.tcp import TcpTransport
@@ -135,17 +136,31 @@ class Instance:
         outbox = Outbox(self._address, self._peers, self._clock)
         lease_s = spec.config.transfer.lease_s
         transport = TcpTransport(host=self._host)
-        secret = spec.keys.transfer_secret
+        secret, carriers = spec.keys.transfer_secret, carriers_for(spec.config.transfer.transport)
         prefill: PrefillWorker | None = None
         decode: DecodeWorker | None = None
         if spec.role in (Role.PREFILL, Role.MIXED):
             self._sender = KVSender(
-                model.store, transport, secret, model.fingerprint, spec.incarnation, self._clock, lambda e: self._loop.post(e)
+                model.store,
+                transport,
+                secret,
+                model.fingerprint,
+                spec.incarnation,
+                self._clock,
+                lambda e: self._loop.post(e),
+                carriers,
             )
             prefill = PrefillWorker(self._engine, self._sender, outbox, self._peers, self._address, self._clock, lease_s)
         if spec.role in (Role.DECODE, Role.MIXED):
             self._receiver = KVReceiver(
-                model.store, transport, secret, model.fingerprint, spec.incarnation, self._clock, lambda e: self._loop.post(e)
+                model.store,
+                transport,
+                secret,
+                model.fingerprint,
+                spec.incarnation,
+                self._clock,
+                lambda e: self._loop.post(e),
+                carriers,
             )
             decode = DecodeWorker(
                 self._engine,

@@ -48,6 +48,7 @@ class Kind(IntEnum):
     FINISH = 3
     ABORT = 4
     COMMIT = 5
+    NOTE = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +159,9 @@ def piece_tokens(layout: KVLayout, layer: int) -> int:
 
 
 def largest_piece_bytes(layout: KVLayout) -> int:
-    """Size of the buffer that holds any frame's payload."""
+    """Most bytes of a DATA frame's payload."""
     layers = range(layout.shard.layers.start, layout.shard.layers.stop)
-    return max(MAX_CONTROL_BYTES, *(piece_tokens(layout, layer) * layout.layer_bytes_per_token(layer) for layer in layers))
+    return max(piece_tokens(layout, layer) * layout.layer_bytes_per_token(layer) for layer in layers)
 
 
 def pack_body(body: Begin | Finish | Commit | Abort) -> bytes:

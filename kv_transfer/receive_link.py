@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 
 from core.errors import CorruptTransfer, TransferAborted, TransferError
+from kv_transfer.carrier import Acceptance
 from kv_transfer.frames import (
     HEADER_BYTES,
     MAX_CONTROL_BYTES,
@@ -39,17 +40,23 @@ _REMEMBERED_REFUSALS = 1024
 
 
 class ReceiveLink:
-    """Memory: one buffer for the largest piece, made here and used for every frame."""
+    """Memory: what the carrier takes, and a buffer for the largest control frame.
 
-    def __init__(self, connection: Connection, peer: Peer, grants: GrantTable) -> None:
+    Raises:
+        TransferError: the carrier cannot be opened.
+    """
+
+    def __init__(self, connection: Connection, peer: Peer, acceptance: Acceptance, grants: GrantTable) -> None:
         self._connection = connection
         self._peer = peer
         self._grants = grants
         self._header = memoryview(bytearray(HEADER_BYTES))
-        self._staging = memoryview(bytearray(largest_piece_bytes(peer.identity.layout)))
+        self._control = memoryview(bytearray(MAX_CONTROL_BYTES))
+        self._most = largest_piece_bytes(peer.identity.layout)
         self._reply_lock = threading.Lock()
         self._replies = 0
         self._refused: OrderedDict[int, None] = OrderedDict()
+        self._incoming = acceptance.open(connection, self._tell)
 
     def run(self) -> None:
         """Serve until the connection ends; its sessions end with it. Raises nothing that a peer can cause."""
@@ -61,6 +68,7 @@ class ReceiveLink:
             error = caught
         finally:
             self._connection.close()
+            self._incoming.close()
             self._grants.lost(self, error)
 
     def abort(self, grant: int, error: TransferError) -> None:
@@ -69,11 +77,21 @@ class ReceiveLink:
     def _serve_frame(self) -> None:
         self._connection.recv_into(self._header)
         header = parse_header(self._header, self._peer.recv_seed)
-        most = len(self._staging) if header.kind is Kind.DATA else MAX_CONTROL_BYTES
+        most = self._most if header.kind is Kind.DATA else MAX_CONTROL_BYTES
         if header.length > most:
             raise CorruptTransfer(f"Got a {header.kind.name} of {header.length} bytes but expected at most {most}")
-        payload = self._staging[: header.length]
-        self._connection.recv_into(payload)
+        if header.kind is Kind.DATA:
+            payload = self._incoming.take(header)
+            try:
+                self._handle(header, payload)
+            finally:
+                self._incoming.release(payload)
+        else:
+            payload = self._control[: header.length]
+            self._connection.recv_into(payload)
+            self._handle(header, payload)
+
+    def _handle(self, header: Header, payload: memoryview) -> None:
         found = self._grants.get(header.grant)
         if header.grant in self._refused or found is None or not (found.belongs_to(self) or header.kind is Kind.BEGIN):
             if header.kind is not Kind.ABORT:
@@ -124,6 +142,9 @@ class ReceiveLink:
         if len(self._refused) > _REMEMBERED_REFUSALS:
             self._refused.popitem(last=False)
         self.abort(grant, error)
+
+    def _tell(self, note: bytes) -> None:
+        self._reply(Kind.NOTE, 0, note)
 
     def _reply(self, kind: Kind, grant: int, payload: bytes) -> None:
         with self._reply_lock:

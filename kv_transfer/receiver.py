@@ -12,6 +12,8 @@ from types import TracebackType
 
 from core.clock import Clock
 from core.errors import HandshakeRefused, TransferAborted, TransferError
+from kv_transfer.carrier import Carrier
+from kv_transfer.carriers.inline import INLINE
 from kv_transfer.events import Broken, OnReceiverEvent, Received
 from kv_transfer.grants import GrantTable
 from kv_transfer.protocol import Handshake, Identity
@@ -34,6 +36,7 @@ class KVReceiver:
         fingerprint: names the weights; peers with another are refused.
         incarnation: of this worker; told to peers.
         on_event: called from this object's threads, never with a lock held. It may call back into the receiver.
+        carriers: what may carry payloads, best first; see `kv_transfer.carriers.carriers_for`.
 
     Raises:
         TransferError: the transport cannot listen.
@@ -48,8 +51,9 @@ class KVReceiver:
         incarnation: int,
         clock: Clock,
         on_event: OnReceiverEvent,
+        carriers: Sequence[Carrier] = INLINE,
     ) -> None:
-        self._handshake = Handshake(Identity(fingerprint, store.layout, incarnation), secret)
+        self._handshake = Handshake(Identity(fingerprint, store.layout, incarnation), secret, carriers)
         self._clock = clock
         self._on_event = on_event
         self._grants = GrantTable(store, clock, self._emit)
@@ -145,10 +149,12 @@ class KVReceiver:
 
     def _serve(self, connection: Connection) -> None:
         try:
-            peer = self._handshake.answer(connection)
+            peer, acceptance = self._handshake.answer(connection)
+            why = f" ({peer.declined})" if peer.declined else ""
+            _log.info("KV from incarnation %d of a peer comes by %s%s", peer.identity.incarnation, peer.carrier, why)
             with self._lock:
                 self._connections[connection] = None
-            ReceiveLink(connection, peer, self._grants).run()
+            ReceiveLink(connection, peer, acceptance, self._grants).run()
         except HandshakeRefused as error:
             _log.warning("KV receiver refused a peer: %s", error)
         except TransferError as error:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from core.clock import Clock
 from core.errors import CorruptTransfer, HandshakeRefused, LeaseExpired, TransferAborted, TransferError
+from kv_transfer.carrier import Outgoing
 from kv_transfer.events import Delivered, OnSenderEvent, SendFailed
 from kv_transfer.frames import (
     HEADER_BYTES,
@@ -26,7 +27,6 @@ from kv_transfer.frames import (
     abort_of,
     check_payload,
     error_of,
-    largest_piece_bytes,
     pack_body,
     pack_frame,
     parse_header,
@@ -81,9 +81,9 @@ class SendLink:
         self._aborts: deque[tuple[int, TransferError]] = deque()
         self._connection: Connection | None = None
         self._peer: Peer | None = None
+        self._outgoing: Outgoing | None = None
         self._listener: threading.Thread | None = None
         self._stopping = False
-        self._staging = memoryview(bytearray(largest_piece_bytes(store.layout)))
         self._thread = threading.Thread(target=self._run, name=f"kv-sender {endpoint}", daemon=True)
         self._thread.start()
 
@@ -168,11 +168,11 @@ class SendLink:
                     break
                 continue
             try:
-                connection, peer = self._connected()
+                connection, peer, outgoing = self._connected()
                 if abort is not None:
                     self._send_abort(connection, peer, *abort)
                 if session is not None:
-                    self._send_next(connection, peer, session)
+                    self._send_next(connection, peer, outgoing, session)
             except TransferError as error:
                 self._hang_up(error)
             except Exception as error:  # ends this link's sessions, never the worker
@@ -199,19 +199,22 @@ class SendLink:
                 self._changed.wait()
             return None, None
 
-    def _connected(self) -> tuple[Connection, Peer]:
+    def _connected(self) -> tuple[Connection, Peer, Outgoing]:
         """The connection, dialled if there is none. Raises TransferError: every session that waited for it has failed too
         (those that came during the dial get one of their own)."""
         with self._changed:
-            if self._connection is not None and self._peer is not None:
-                return self._connection, self._peer
+            if self._connection is not None and self._peer is not None and self._outgoing is not None:
+                return self._connection, self._peer, self._outgoing
         self._join_listener()
         waiting = self._all()
         connection: Connection | None = None
         try:
             connection = self._transport.connect(self.endpoint)
             self._adopt(connection, None)  # so that it can be given up while it shakes hands
-            peer = self._handshake.dial(connection)
+            peer, outgoing = self._handshake.dial(connection)
+            why = f" ({peer.declined})" if peer.declined else ""
+            _log.info("KV to %s goes by %s%s", self.endpoint, peer.carrier, why)
+            self._outgoing = outgoing
             self._adopt(connection, peer)
         except TransferError as error:
             if connection is not None:
@@ -221,10 +224,10 @@ class SendLink:
                 self._fail(session, error)
             raise
         self._listener = threading.Thread(
-            target=self._listen, args=(connection, peer), name=f"kv-sender answers {self.endpoint}", daemon=True
+            target=self._listen, args=(connection, peer, outgoing), name=f"kv-sender answers {self.endpoint}", daemon=True
         )
         self._listener.start()
-        return connection, peer
+        return connection, peer, outgoing
 
     def _adopt(self, connection: Connection, peer: Peer | None) -> None:
         """Make it the link's connection, proved once there is a peer. Raises TransferError if it was given up meanwhile, or
@@ -235,7 +238,7 @@ class SendLink:
                 raise TransferAborted(f"the connection to {self.endpoint} was given up")
             self._connection, self._peer = connection, peer
 
-    def _send_next(self, connection: Connection, peer: Peer, session: LinkSession) -> None:
+    def _send_next(self, connection: Connection, peer: Peer, outgoing: Outgoing, session: LinkSession) -> None:
         """Send one frame of the session and queue it for its next turn. Raises TransferError if the connection breaks."""
         wanted, found = session.incarnation, peer.identity.incarnation
         if wanted is not None and wanted != found:
@@ -248,19 +251,25 @@ class SendLink:
                 return
             session.bound = True
             frame = session.outbound.next_frame()
-        payload: bytes | memoryview | None
         if isinstance(frame, Piece):
-            kind, piece, payload = Kind.DATA, frame, self._read(session, frame)
+            self._send_piece(session, frame, peer, outgoing)
         else:
-            (kind, payload), piece = frame, None
-        header = None if payload is None else self._stamp(session, kind, payload, piece, peer.send_seed)
-        if payload is None or header is None:
-            return
-        connection.send([header, payload])
+            kind, body = frame
+            header = self._stamp(session, kind, body, None, peer.send_seed)
+            if header is not None:
+                connection.send([header, body])
         with self._changed:
             waits = session.outbound.has_next() or session.outbound.finished
             session.expires_s = self._clock.now() + session.lease_s if waits else None
             self._make_ready(session)
+
+    def _send_piece(self, session: LinkSession, piece: Piece, peer: Peer, outgoing: Outgoing) -> None:
+        out = outgoing.room(piece.count * self._store.layout.layer_bytes_per_token(piece.layer))
+        header = self._stamp(session, Kind.DATA, out, piece, peer.send_seed) if self._read(session, piece, out) else None
+        if header is None:
+            outgoing.discard(out)
+        else:
+            outgoing.ship([header], out)
 
     def _stamp(
         self, session: LinkSession, kind: Kind, payload: bytes | memoryview, piece: Piece | None, seed: int
@@ -273,21 +282,20 @@ class SendLink:
                 session.started_s = self._clock.now()
             return session.outbound.stamp(kind, payload, seed, piece)
 
-    def _read(self, session: LinkSession, piece: Piece) -> memoryview | None:
-        """The piece's bytes, in the link's buffer; None if the session has ended, or ends because they cannot be read."""
-        out = self._staging[: piece.count * self._store.layout.layer_bytes_per_token(piece.layer)]
+    def _read(self, session: LinkSession, piece: Piece, out: memoryview) -> bool:
+        """Gather the piece. False if the session has ended, or ends because it cannot be read."""
         try:
             if piece.fence is not None:
                 piece.fence.wait()
             with session.reading:
                 if session.ended:
-                    return None
+                    return False
                 self._store.read(piece.layer, session.outbound.blocks, piece.start, piece.count, out)
         except Exception as error:  # the store's fault ends this session, not the link's others
             _log.exception("cannot read KV of attempt %s", session.outbound.attempt)
             self._fail(session, TransferError(f"the sender cannot read: {error!r}"))
-            return None
-        return out
+            return False
+        return True
 
     def _send_abort(self, connection: Connection, peer: Peer, grant: int, error: TransferError) -> None:
         payload = pack_body(abort_of(error))
@@ -300,7 +308,7 @@ class SendLink:
 
     # --- the thread that hears the answers ----------------------------------------------------------------------------
 
-    def _listen(self, connection: Connection, peer: Peer) -> None:
+    def _listen(self, connection: Connection, peer: Peer, outgoing: Outgoing) -> None:
         header_bytes = memoryview(bytearray(HEADER_BYTES))
         body = memoryview(bytearray(MAX_CONTROL_BYTES))
         heard = 0
@@ -316,6 +324,8 @@ class SendLink:
                 check_payload(header, payload, peer.recv_seed)
                 if header.kind is Kind.COMMIT:
                     self._committed(header.grant, unpack_body(payload, Commit))
+                elif header.kind is Kind.NOTE:
+                    outgoing.heard(bytes(payload))
                 elif header.kind is Kind.ABORT:
                     self._refused(header.grant, error_of(unpack_body(payload, Abort)))
                 else:
@@ -374,12 +384,15 @@ class SendLink:
             if connection is None or (only is not None and connection is not only):
                 return
             # In one step: a session that begins after this begins on the next connection.
-            self._connection, self._peer = None, None
+            outgoing = self._outgoing
+            self._connection, self._peer, self._outgoing = None, None, None
             bound = [session for session in self._sessions.values() if session.bound]
             for session in bound:
                 session.bound = False
             self._changed.notify()
         connection.close()
+        if outgoing is not None:
+            outgoing.close()
         for session in bound:
             self._fail(session, error)
 

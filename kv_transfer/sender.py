@@ -10,6 +10,8 @@ from types import TracebackType
 
 from core.clock import Clock
 from core.errors import TransferAborted
+from kv_transfer.carrier import Carrier
+from kv_transfer.carriers.inline import INLINE
 from kv_transfer.events import Delivered, OnSenderEvent, SendFailed
 from kv_transfer.outbound import Outbound
 from kv_transfer.protocol import Handshake, Identity
@@ -69,10 +71,11 @@ class KVSender:
         incarnation: int,
         clock: Clock,
         on_event: OnSenderEvent,
+        carriers: Sequence[Carrier] = INLINE,
     ) -> None:
         self._store = store
         self._transport = transport
-        self._handshake = Handshake(Identity(fingerprint, store.layout, incarnation), secret)
+        self._handshake = Handshake(Identity(fingerprint, store.layout, incarnation), secret, carriers)
         self._clock = clock
         self._on_event = on_event
         self._lock = threading.Lock()

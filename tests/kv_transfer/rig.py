@@ -14,6 +14,8 @@ from core.clock import Clock, MonotonicClock
 from core.errors import TransferError
 from core.layout import KVLayout, LayerShape
 from kv_transfer.byte_store import ByteStore
+from kv_transfer.carrier import Carrier
+from kv_transfer.carriers.inline import INLINE
 from kv_transfer.frames import Kind
 from kv_transfer.outbound import Outbound, Piece
 from kv_transfer.receiver import KVReceiver
@@ -116,6 +118,8 @@ def connected(
     dialling: Transport | None = None,
     listening: Transport | None = None,
     clock: Clock | None = None,
+    carriers: Sequence[Carrier] = INLINE,
+    listening_carriers: Sequence[Carrier] | None = None,
 ) -> Iterator[Pair]:
     """A receiver and a sender over one transport; both are stopped on the way out."""
     shared = InprocTransport()
@@ -124,8 +128,8 @@ def connected(
     target = target or poisoned(layout())
     sent, received, clock = Inbox(), Inbox(), clock or MonotonicClock()
     with (
-        KVReceiver(target, listening, SECRET, "model", 1, clock, received) as receiver,
-        KVSender(source, dialling or shared, SECRET, "model", 2, clock, sent) as sender,
+        KVReceiver(target, listening, SECRET, "model", 1, clock, received, listening_carriers or carriers) as receiver,
+        KVSender(source, dialling or shared, SECRET, "model", 2, clock, sent, carriers) as sender,
     ):
         yield Pair(source, target, sender, receiver, sent, received)
 

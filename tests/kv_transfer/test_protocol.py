@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from core.errors import HandshakeRefused, TransferError
 from core.layout import KVLayout, LayerShape, Shard, Span
 from kv_transfer import protocol
+from kv_transfer.carrier import Carrier, CarrierUnavailable
+from kv_transfer.carriers.inline import INLINE, InlineCarrier, InlineEnd
 from kv_transfer.protocol import MAGIC, MAX_HANDSHAKE_BYTES, PROTOCOL_VERSION, Handshake, Identity, Peer
 from kv_transfer.transport import Connection
 from kv_transfer.transports.fault import FaultTransport, FlipBit, Message
@@ -30,9 +32,9 @@ def sharded(layers: Span, heads: Span) -> KVLayout:
 Outcome = Peer | TransferError
 
 
-def outcome(step: Callable[[Connection], Peer], connection: Connection) -> Outcome:
+def outcome(step: Callable[[Connection], tuple[Peer, object]], connection: Connection) -> Outcome:
     try:
-        return step(connection)
+        return step(connection)[0]
     except TransferError as error:
         connection.close()
         return error
@@ -57,7 +59,7 @@ def shake(dialler: Handshake, listener: Handshake, transport: FaultTransport | N
 
 def test_two_of_one_cluster_know_each_other_and_share_seeds() -> None:
     other = Identity("model-a", layout(16), 7)
-    mine, theirs = shake(Handshake(IDENTITY, SECRET), Handshake(other, SECRET))
+    mine, theirs = shake(Handshake(IDENTITY, SECRET, INLINE), Handshake(other, SECRET, INLINE))
     assert isinstance(mine, Peer)
     assert isinstance(theirs, Peer)
     assert (mine.identity, theirs.identity) == (other, IDENTITY)
@@ -68,7 +70,7 @@ def test_two_of_one_cluster_know_each_other_and_share_seeds() -> None:
 def test_each_connection_has_its_own_seeds() -> None:
     seeds = set()
     for _ in range(5):
-        peer, _ = shake(Handshake(IDENTITY, SECRET), Handshake(IDENTITY, SECRET))
+        peer, _ = shake(Handshake(IDENTITY, SECRET, INLINE), Handshake(IDENTITY, SECRET, INLINE))
         assert isinstance(peer, Peer)
         seeds |= {peer.send_seed, peer.recv_seed}
     assert len(seeds) == 10
@@ -90,7 +92,7 @@ def test_each_connection_has_its_own_seeds() -> None:
 )
 @pytest.mark.parametrize("swap", [False, True])
 def test_a_peer_that_differs_is_refused_by_name_on_both_sides(field: str, other: Identity, swap: bool) -> None:
-    sides = [Handshake(IDENTITY, SECRET), Handshake(other, SECRET)]
+    sides = [Handshake(IDENTITY, SECRET, INLINE), Handshake(other, SECRET, INLINE)]
     if swap:
         sides.reverse()
     for refused in shake(*sides):
@@ -100,7 +102,7 @@ def test_a_peer_that_differs_is_refused_by_name_on_both_sides(field: str, other:
 
 @pytest.mark.parametrize("swap", [False, True])
 def test_another_secret_is_refused_on_both_sides_and_tells_nothing_of_the_model(swap: bool) -> None:
-    sides = [Handshake(IDENTITY, SECRET), Handshake(IDENTITY, SECRET + b"!")]
+    sides = [Handshake(IDENTITY, SECRET, INLINE), Handshake(IDENTITY, SECRET + b"!", INLINE)]
     if swap:
         sides.reverse()
     for refused in shake(*sides):
@@ -122,7 +124,9 @@ def test_every_flipped_bit_of_every_message_is_refused_or_breaks_the_connection(
             sizes.append(message.size_bytes)
             return None if bit is None else FlipBit(bit)
 
-        return shake(Handshake(IDENTITY, SECRET), Handshake(IDENTITY, SECRET), FaultTransport(InprocTransport(), plan))
+        return shake(
+            Handshake(IDENTITY, SECRET, INLINE), Handshake(IDENTITY, SECRET, INLINE), FaultTransport(InprocTransport(), plan)
+        )
 
     assert all(isinstance(side, Peer) for side in run(None))
     step = 5 if sizes[0] > 60 else 1
@@ -151,17 +155,17 @@ def prefixed(step: int, body: bytes, magic: bytes = MAGIC, version: int = PROTOC
 def test_strangers_are_refused_by_name_and_told_so(field: str, stream: bytes) -> None:
     connection = ScriptedConnection(stream)
     with pytest.raises(HandshakeRefused) as refused:
-        Handshake(IDENTITY, SECRET).answer(connection)
+        Handshake(IDENTITY, SECRET, INLINE).answer(connection)
     assert refused.value.field == field
     if connection.sent:
         told = ScriptedConnection(connection.sent[-1])
         with pytest.raises(HandshakeRefused) as heard:
-            Handshake(IDENTITY, SECRET).dial(told)
+            Handshake(IDENTITY, SECRET, INLINE).dial(told)
         assert heard.value.field == field
 
 
 def test_a_peer_of_another_version_hears_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    old = Handshake(IDENTITY, SECRET)
+    old = Handshake(IDENTITY, SECRET, INLINE)
     wires = InprocTransport()
     listening = wires.listen()
     near = wires.connect(listening.endpoint)
@@ -181,14 +185,14 @@ def test_a_proof_cannot_be_reflected() -> None:
     nonce = bytes(range(32))
     echo = ScriptedConnection(prefixed(2, nonce + nonce))
     with pytest.raises(HandshakeRefused) as refused:
-        Handshake(IDENTITY, SECRET, lambda size: nonce).dial(echo)
+        Handshake(IDENTITY, SECRET, INLINE, lambda size: nonce).dial(echo)
     assert refused.value.field == "secret"
 
 
 def test_a_recorded_conversation_does_not_open_a_second_connection() -> None:
     recorded: list[bytes] = []
 
-    honest, listener = Handshake(IDENTITY, SECRET, lambda size: b"d" * size), Handshake(IDENTITY, SECRET)
+    honest, listener = Handshake(IDENTITY, SECRET, INLINE, lambda size: b"d" * size), Handshake(IDENTITY, SECRET, INLINE)
     wires = InprocTransport()
     listening = wires.listen()
     near = wires.connect(listening.endpoint)
@@ -220,7 +224,7 @@ def test_a_recorded_conversation_does_not_open_a_second_connection() -> None:
 @settings(max_examples=300)
 @given(st.binary(max_size=300))
 def test_random_bytes_are_refused_and_never_crash(stream: bytes) -> None:
-    for step in (Handshake(IDENTITY, SECRET).answer, Handshake(IDENTITY, SECRET).dial):
+    for step in (Handshake(IDENTITY, SECRET, INLINE).answer, Handshake(IDENTITY, SECRET, INLINE).dial):
         with pytest.raises(TransferError):
             step(ScriptedConnection(stream))
 
@@ -231,7 +235,7 @@ def test_an_identity_that_is_not_one_is_refused_though_its_proof_is_right(body: 
         packed = msgspec.msgpack.encode(body)
     except OverflowError:
         return
-    listener = Handshake(IDENTITY, SECRET, lambda size: b"l" * size)
+    listener = Handshake(IDENTITY, SECRET, INLINE, lambda size: b"l" * size)
     proof = listener._proof(b"dial", b"d" * 32 + b"l" * 32, packed)
     with pytest.raises(HandshakeRefused) as refused:
         listener.answer(ScriptedConnection(prefixed(1, b"d" * 32) + prefixed(3, proof + packed)))
@@ -241,4 +245,106 @@ def test_an_identity_that_is_not_one_is_refused_though_its_proof_is_right(body: 
 @pytest.mark.parametrize("secret", [b"", b"short"])
 def test_a_side_without_a_real_secret_does_not_start(secret: bytes) -> None:
     with pytest.raises(ValueError, match="secret"):
-        Handshake(IDENTITY, secret)
+        Handshake(IDENTITY, secret, INLINE)
+
+
+# --- carriers ---------------------------------------------------------------------------------------------------------
+
+
+class Named(InlineCarrier):
+    """A carrier that may be impossible on either side, and keeps account of what was begun and not ended."""
+
+    def __init__(self, name: str, offers: bool = True, accepts: bool = True) -> None:
+        self.name, self._offers, self._accepts = name, offers, accepts
+        self.ends: list[End] = []
+
+    def offer(self, piece_bytes: int) -> End:
+        return self._end(self._offers, "no device here")
+
+    def accept(self, details: bytes, piece_bytes: int) -> End:
+        assert details == b"details of " + self.name.encode()
+        return self._end(self._accepts, "another host")
+
+    def _end(self, possible: bool, why: str) -> End:
+        if not possible:
+            raise CarrierUnavailable(why)
+        self.ends.append(End(self.name))
+        return self.ends[-1]
+
+
+class End(InlineEnd):
+    def __init__(self, name: str) -> None:
+        super().__init__(1024)
+        self.details = b"details of " + name.encode()
+        self.settled = self.withdrawn = False
+
+    def settle(self, connection: Connection, details: bytes) -> object:  # type: ignore[override]
+        assert details == self.details
+        self.settled = True
+        return super().settle(connection, details)
+
+    def withdraw(self) -> None:
+        self.withdrawn = not self.settled
+
+
+def agree(dialling: list[Carrier], listening: list[Carrier]) -> tuple[Outcome, Outcome]:
+    return shake(Handshake(IDENTITY, SECRET, dialling), Handshake(IDENTITY, SECRET, listening))
+
+
+def test_the_first_carrier_that_both_can_use_is_taken_and_both_know_why() -> None:
+    fast, here_only, slow = Named("fast"), Named("here-only", offers=False), Named("slow")
+    fast_there = Named("fast", accepts=False)
+    for side in agree([here_only, fast, slow], [Named("slow"), fast_there]):
+        assert isinstance(side, Peer)
+        assert side.carrier == "slow"
+        assert "fast: another host" in side.declined
+    assert [end.withdrawn for end in fast.ends] == [True]
+    assert [end.settled for end in slow.ends] == [True]
+
+
+def test_the_dialling_side_prefers() -> None:
+    for side in agree([Named("a"), Named("b")], [Named("b"), Named("a")]):
+        assert isinstance(side, Peer)
+        assert (side.carrier, side.declined) == ("a", "")
+
+
+@pytest.mark.parametrize(
+    ("dialling", "listening", "why"),
+    [
+        (Named("fast", offers=False), Named("fast"), "no device here"),
+        (Named("fast"), Named("fast", accepts=False), "another host"),
+        (Named("fast"), Named("slow"), "does not allow"),
+    ],
+)
+def test_a_forced_carrier_that_does_not_work_is_refused_by_name_on_both_sides(
+    dialling: Carrier, listening: Carrier, why: str
+) -> None:
+    for side in agree([dialling], [listening]):
+        assert isinstance(side, HandshakeRefused)
+        assert side.field == "carrier"
+        assert why in str(side)
+        assert "fast" in str(side)
+
+
+def test_a_listener_that_chooses_what_was_not_offered_is_refused() -> None:
+    class Liar(Handshake):
+        def _choose(self, connection, offered):  # type: ignore[no-untyped-def]
+            return "other", InlineEnd(1), ""
+
+    mine, _ = shake(Handshake(IDENTITY, SECRET, INLINE), Liar(IDENTITY, SECRET, INLINE))
+    assert isinstance(mine, HandshakeRefused)
+    assert mine.field == "protocol"
+
+
+def test_what_was_offered_is_withdrawn_when_the_handshake_breaks() -> None:
+    carrier, nonce = Named("fast"), b"d" * 32
+    dialling = Handshake(IDENTITY, SECRET, [carrier], lambda size: nonce)
+    proof = dialling._proof(b"listen", nonce + nonce)
+    with pytest.raises(TransferError):
+        dialling.dial(ScriptedConnection(prefixed(2, nonce + proof)))  # and then it hangs up
+    assert [end.withdrawn for end in carrier.ends] == [True]
+
+
+def test_without_a_carrier_there_is_no_handshake() -> None:
+    with pytest.raises(ValueError, match="carriers"):
+        Handshake(IDENTITY, SECRET, [])

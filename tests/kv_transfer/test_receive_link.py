@@ -18,10 +18,12 @@ from core.clock import ManualClock
 from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, TransferError
 from core.layout import Region, Span
 from kv_transfer.byte_store import ByteStore
+from kv_transfer.carriers.inline import InlineEnd
 from kv_transfer.events import Broken, Received
 from kv_transfer.frames import (
     HEADER_BYTES,
     NOTHING,
+    PIECE_BYTES,
     Abort,
     Begin,
     Commit,
@@ -59,7 +61,7 @@ FRAMES = session_frames(SOURCE, SEED, GRANT, ATTEMPT, SOURCE_BLOCKS, FIRST, STOP
 OTHER_ATTEMPT = session_frames(filled(layout(4), 8, seed=2), SEED, GRANT, "attempt-0", SOURCE_BLOCKS, FIRST, STOP, PUSHES)
 OTHER_GRANT = session_frames(SOURCE, SEED, GRANT + 1, ATTEMPT, SOURCE_BLOCKS, FIRST, STOP, PUSHES)
 OTHER_CONNECTION = session_frames(SOURCE, SEED + 1, GRANT, ATTEMPT, SOURCE_BLOCKS, FIRST, STOP, PUSHES)
-PEER = Peer(Identity("m", SOURCE.layout, 1), BACK_SEED, SEED)
+PEER = Peer(Identity("m", SOURCE.layout, 1), BACK_SEED, SEED, "inline")
 
 
 @dataclass
@@ -82,7 +84,7 @@ def receive(stream: bytes, open_grant: bool = True, lease_s: float = 5.0) -> Out
     grants = GrantTable(store, clock, inbox)
     if open_grant:
         grants.open(GRANT, ATTEMPT, TARGET_BLOCKS, FIRST, STOP, lease_s)
-    ReceiveLink(connection, PEER, grants).run()
+    ReceiveLink(connection, PEER, InlineEnd(PIECE_BYTES), grants).run()
     return Outcome(store, inbox, connection, clock, grants)
 
 
@@ -311,7 +313,7 @@ def test_a_stale_sender_is_turned_away_and_the_grant_stays_open_for_the_right_on
     outcome = receive(stale + b"".join(FRAMES))
     assert outcome.replies == [(Kind.ABORT, GRANT)]  # it has been told that it is over, so over it is
     assert outcome.inbox.events == []
-    ReceiveLink(ScriptedConnection(b"".join(FRAMES)), PEER, outcome.grants).run()
+    ReceiveLink(ScriptedConnection(b"".join(FRAMES)), PEER, InlineEnd(PIECE_BYTES), outcome.grants).run()
     assert [type(event) for event in outcome.inbox.events] == [Received]
 
 
@@ -326,11 +328,11 @@ def test_a_second_connection_cannot_touch_a_grant_that_is_bound_to_another() -> 
         def recv_into(self, view: memoryview) -> None:
             if not self.closed and self._position == len(b"".join(FRAMES[:3])):
                 second = ScriptedConnection(b"".join(FRAMES) + forged(Kind.ABORT, pack_body(Abort("x", "y"))))
-                ReceiveLink(second, PEER, grants).run()
+                ReceiveLink(second, PEER, InlineEnd(PIECE_BYTES), grants).run()
                 assert {parse_header(sent[:HEADER_BYTES], BACK_SEED).kind for sent in second.sent} == {Kind.ABORT}
             super().recv_into(view)
 
-    ReceiveLink(Interrupted(b"".join(FRAMES)), PEER, grants).run()
+    ReceiveLink(Interrupted(b"".join(FRAMES)), PEER, InlineEnd(PIECE_BYTES), grants).run()
     assert [type(event) for event in inbox.events] == [Received]
     assert untouched_outside(store, TARGET_BLOCKS, FIRST, STOP)
 
@@ -344,7 +346,7 @@ def test_a_session_with_a_wrong_payload_ends_alone() -> None:
     frames = [frame for pair in zip(FRAMES, OTHER_GRANT, strict=True) for frame in pair]
     frames[4] = frames[4][:-1] + bytes([frames[4][-1] ^ 1])
     connection = ScriptedConnection(b"".join(frames))
-    ReceiveLink(connection, PEER, grants).run()
+    ReceiveLink(connection, PEER, InlineEnd(PIECE_BYTES), grants).run()
     (broken,), (received,) = inbox.of(Broken), inbox.of(Received)
     assert isinstance(broken.error, CorruptTransfer)
     assert (broken.grant, received.grant) == (GRANT, GRANT + 1)
@@ -376,7 +378,7 @@ def test_a_store_that_fails_ends_the_session_and_not_the_connection() -> None:
     grants.open(GRANT, ATTEMPT, TARGET_BLOCKS, FIRST, STOP, 5.0)
     grants.open(GRANT + 1, ATTEMPT, [0, 1, 2], FIRST, STOP, 5.0)
     stream = b"".join(FRAMES) + b"".join(OTHER_GRANT)
-    ReceiveLink(ScriptedConnection(stream), PEER, grants).run()
+    ReceiveLink(ScriptedConnection(stream), PEER, InlineEnd(PIECE_BYTES), grants).run()
     (broken,) = inbox.of(Broken)
     assert "out of memory" in str(broken.error)
     assert [received.grant for received in inbox.of(Received)] == [GRANT + 1]
@@ -394,7 +396,7 @@ def test_a_frame_that_comes_after_the_lease_is_not_written_even_before_anyone_sw
                 clock.advance(5.0)
             super().recv_into(view)
 
-    ReceiveLink(Slow(b"".join(FRAMES)), PEER, grants).run()
+    ReceiveLink(Slow(b"".join(FRAMES)), PEER, InlineEnd(PIECE_BYTES), grants).run()
     (broken,) = inbox.events
     assert isinstance(broken, Broken)
     assert isinstance(broken.error, LeaseExpired)

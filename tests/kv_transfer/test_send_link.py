@@ -11,6 +11,7 @@ import pytest
 from core.clock import ManualClock, MonotonicClock
 from core.errors import CorruptTransfer, LeaseExpired, TransferError
 from kv_transfer.byte_store import ByteStore
+from kv_transfer.carriers.inline import INLINE
 from kv_transfer.events import Broken, Delivered, SendFailed
 from kv_transfer.frames import HEADER_BYTES, Commit, Kind, SessionDigest, pack_body, pack_frame, parse_header
 from kv_transfer.protocol import Handshake, Identity, Peer
@@ -57,7 +58,7 @@ def against_fake() -> Iterator[tuple[FakeReceiver, SendSession, Inbox]]:
     with KVSender(filled(layout()), wires, SECRET, "model", 1, MonotonicClock(), inbox) as sender:
         session = sender.begin("a", 1, listener.endpoint, [4, 2], 0, STOP, 60.0)
         connection = listener.accept()
-        peer = Handshake(Identity("model", layout(), 5), SECRET).answer(connection)
+        peer, _ = Handshake(Identity("model", layout(), 5), SECRET, INLINE).answer(connection)
         yield FakeReceiver(connection, peer), session, inbox
         connection.close()
     listener.close()

@@ -16,6 +16,7 @@ from core.clock import ManualClock, MonotonicClock
 from core.errors import CorruptTransfer, HandshakeRefused, LeaseExpired, TransferAborted, TransferError
 from core.layout import KVLayout, LayerShape, Shard, Span
 from kv_transfer.byte_store import ByteStore
+from kv_transfer.carriers.inline import INLINE
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
 from kv_transfer.frames import HEADER_BYTES
 from kv_transfer.receiver import KVReceiver
@@ -23,6 +24,7 @@ from kv_transfer.sender import KVSender
 from kv_transfer.sessions import SendSession
 from kv_transfer.transports.fault import Drop, Duplicate, Fault, FaultTransport, FlipBit, Message, Reorder, Trickle, Truncate
 from kv_transfer.transports.inproc import InprocTransport
+from tests.kv_transfer.memory_carrier import MemoryCarrier
 from tests.kv_transfer.rig import (
     POISON,
     SECRET,
@@ -622,3 +624,83 @@ def test_ranks_that_hold_the_same_part_exchange_it() -> None:
         pair.received.expect(Received)
     assert sequence_bytes(target, TARGET_BLOCKS, 2, 12) == sequence_bytes(source, SOURCE_BLOCKS, 2, 12)
     assert untouched_outside(target, TARGET_BLOCKS, 2, 12)
+
+
+# --- carriers ---------------------------------------------------------------------------------------------------------
+
+
+def test_payloads_may_travel_beside_the_stream(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "kv_transfer")
+    carriers = [MemoryCarrier(), *INLINE]
+    with connected(carriers=carriers) as pair:
+        for grant in (1, 2):
+            session = begin(pair, grant)
+            push_all(session)
+            session.finish(b"")
+            pair.received.expect(Received, grant)
+            assert_same(pair)
+    assert "goes by memory" in caplog.text
+    assert "comes by memory" in caplog.text
+
+
+def test_a_pair_without_common_memory_falls_back_and_both_sides_say_why(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "kv_transfer")
+    with connected(carriers=[MemoryCarrier(), *INLINE], listening_carriers=[MemoryCarrier(), *INLINE]) as pair:
+        session = begin(pair)
+        push_all(session)
+        session.finish(b"")
+        pair.received.expect(Received)
+        assert_same(pair)
+    assert "goes by inline (memory: another process)" in caplog.text
+    assert "comes by inline (memory: another process)" in caplog.text
+
+
+def test_a_forced_carrier_that_does_not_work_fails_the_session_by_name() -> None:
+    with connected(carriers=[MemoryCarrier()], listening_carriers=INLINE) as pair:
+        begin(pair)
+        (failed,) = pair.sent.expect(SendFailed)
+        assert isinstance(failed.error, HandshakeRefused)
+        assert failed.error.field == "carrier"
+        assert "memory" in str(failed.error)
+
+
+@pytest.mark.parametrize("at", range(LAYERS))
+def test_bytes_that_a_carrier_damages_are_noticed_before_they_are_stored(at: int) -> None:
+    seen = 0
+
+    def damage(payload: memoryview) -> None:
+        nonlocal seen
+        if seen == at:
+            payload[len(payload) // 2] ^= 4
+        seen += 1
+
+    with connected(carriers=[MemoryCarrier(damage)]) as pair:
+        session = begin(pair)
+        for layer in range(LAYERS):
+            session.push(layer, 0, 12)
+        session.finish(b"")
+        (broken,) = pair.received.expect(Broken)
+        assert isinstance(broken.error, CorruptTransfer)
+        (failed,) = pair.sent.expect(SendFailed)
+        assert isinstance(failed.error, CorruptTransfer)
+        assert (pair.target.pages[at][0] == POISON).all()
+
+
+def test_a_carrier_that_breaks_costs_its_connection_and_the_next_session_dials_anew() -> None:
+    broken_once = threading.Event()
+
+    def damage(payload: memoryview) -> None:
+        if not broken_once.is_set():
+            broken_once.set()
+            raise TransferError("the memory is gone")
+
+    with connected(carriers=[MemoryCarrier(damage)]) as pair:
+        push_all(begin(pair, 1))
+        (failed,) = pair.sent.expect(SendFailed)
+        assert "the memory is gone" in str(failed.error)
+        pair.received.expect(Broken)
+        session = begin(pair, 2)
+        push_all(session)
+        session.finish(b"")
+        pair.received.expect(Received)
+        assert_same(pair)

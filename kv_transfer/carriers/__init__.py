@@ -1,0 +1,20 @@
+"""One file per carrier; each implements `kv_transfer.carrier.Carrier`."""
+
+from __future__ import annotations
+
+from core.errors import ConfigError
+from kv_transfer.carrier import Carrier
+from kv_transfer.carriers.inline import INLINE
+
+
+def carriers_for(transport: str) -> tuple[Carrier, ...]:
+    """The carriers that `transfer.transport` allows, best first. More than one means that a pair takes the first that works
+    for it; one means that a pair for which it does not work is refused.
+
+    Raises:
+        ConfigError: no such transport.
+    """
+    match transport:
+        case "auto" | "tcp":
+            return INLINE
+    raise ConfigError(f"Got {transport = } but expected auto or tcp", "transfer.transport")
