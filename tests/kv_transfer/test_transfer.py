@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import threading
 from collections.abc import Sequence
 from itertools import pairwise
@@ -400,6 +401,20 @@ def test_a_handshake_that_stalls_is_cut_off() -> None:
         with pytest.raises(TransferError):
             stalled.recv_into(memoryview(bytearray(1)))
         stalled.close()
+
+
+def test_a_crowd_of_silent_strangers_keeps_no_member_out() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))
+    wires = InprocTransport()
+    with connected(dialling=wires, clock=ManualClock()) as pair:  # and no handshake times out
+        crowd = [wires.connect(pair.receiver.endpoint) for _ in range(1100)]
+        session = begin(pair)
+        push_all(session)
+        session.finish(b"")
+        pair.sent.expect(Delivered)
+        for stranger in crowd:
+            stranger.close()
 
 
 @pytest.mark.parametrize(
