@@ -1,0 +1,179 @@
+"""Payloads through memory that both processes map. For pairs on one host.
+
+The sender gathers a piece straight into a slot and digests it there; behind the header the stream brings which slot that is; the
+receiver digests and scatters straight out of it, and from time to time tells how many it is done with. Nobody spins: the
+stream wakes the receiver, its notes wake the sender. A slot is one end's at a time (`kv_transfer.carriers.ring`), so that what a
+digest was taken over is what is stored.
+
+Memory: `SLOTS` largest pieces for each connection, about 6 MiB, in place from the handshake on.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import threading
+from collections.abc import Sequence
+
+import xxhash
+
+from core.errors import CorruptTransfer, TransferError
+from kv_transfer.carrier import Tell
+from kv_transfer.carriers.ring import ConsumerSlots, ProducerSlots
+from kv_transfer.carriers.sealed_memory import OwnMemory, PeerMemory
+from kv_transfer.frames import Header
+from kv_transfer.transport import Buffer, Connection
+
+SLOTS = 6
+NOTE_EVERY = 4
+
+_STAMP = struct.Struct("<QI")  # number, slot
+_CHECK = struct.Struct("<Q")  # digest of the two, keyed by what only the memory tells
+_NOTE = struct.Struct("<Q")
+STAMP_BYTES = _STAMP.size + _CHECK.size
+
+
+class SharedMemoryCarrier:
+    name = "shm"
+
+    def offer(self, piece_bytes: int) -> SharedMemoryOffer:
+        return SharedMemoryOffer(OwnMemory(SLOTS * _slot_bytes(piece_bytes)))
+
+    def accept(self, details: bytes, piece_bytes: int) -> SharedMemoryAcceptance:
+        return SharedMemoryAcceptance(PeerMemory(details, SLOTS * _slot_bytes(piece_bytes)))
+
+
+SHARED_MEMORY = SharedMemoryCarrier()
+
+
+class SharedMemoryOffer:
+    def __init__(self, memory: OwnMemory) -> None:
+        self._memory = memory
+
+    @property
+    def details(self) -> bytes:
+        return self._memory.address
+
+    def settle(self, connection: Connection, details: bytes) -> SharedMemoryOutgoing:
+        if not self._memory.proved_by(details):
+            raise TransferError("the receiver has not found this side's memory but says that it has")
+        self._memory.touch()
+        self._memory.close_file()
+        return SharedMemoryOutgoing(connection, _slots(self._memory.view), self._memory.key)
+
+    def withdraw(self) -> None:
+        self._memory.close_file()
+
+
+class SharedMemoryAcceptance:
+    def __init__(self, memory: PeerMemory) -> None:
+        self._memory = memory
+
+    @property
+    def details(self) -> bytes:
+        return self._memory.answer
+
+    def open(self, connection: Connection, tell: Tell) -> SharedMemoryIncoming:
+        return SharedMemoryIncoming(connection, _slots(self._memory.view), self._memory.key, tell)
+
+    def withdraw(self) -> None:
+        pass
+
+
+class SharedMemoryOutgoing:
+    def __init__(self, connection: Connection, slots: Sequence[memoryview], key: int) -> None:
+        self._connection = connection
+        self._slots = slots
+        self._key = key
+        self._changed = threading.Condition()
+        self._accounts = ProducerSlots(len(slots))
+        self._closed = False
+
+    def room(self, size: int) -> memoryview:
+        with self._changed:
+            while not self._closed:
+                slot = self._accounts.claim()
+                if slot is not None:
+                    return self._slots[slot][:size]
+                self._changed.wait()
+        raise TransferError("the connection is closed")
+
+    def ship(self, head: Sequence[Buffer], payload: memoryview, tail: Sequence[Buffer] = ()) -> None:
+        with self._changed:
+            number, slot = self._accounts.ship()
+        self._connection.send([*head, pack_stamp(number, slot, self._key), *tail])
+
+    def discard(self, payload: memoryview) -> None:
+        with self._changed:
+            self._accounts.discard()
+            self._changed.notify()
+
+    def heard(self, note: bytes) -> None:
+        if len(note) != _NOTE.size:
+            raise CorruptTransfer(f"Got a note of {len(note)} bytes but expected {_NOTE.size}")
+        with self._changed:
+            self._accounts.freed(*_NOTE.unpack(note))
+            self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._slots = ()
+            self._changed.notify_all()
+
+
+class SharedMemoryIncoming:
+    def __init__(self, connection: Connection, slots: Sequence[memoryview], key: int, tell: Tell) -> None:
+        self._connection = connection
+        self._slots = slots
+        self._key = key
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._accounts = ConsumerSlots(len(slots), NOTE_EVERY)
+        self._stamp = memoryview(bytearray(STAMP_BYTES))
+
+    def take(self, header: Header) -> memoryview:
+        self._connection.recv_into(self._stamp)
+        number, slot = parse_stamp(self._stamp, self._key)
+        with self._lock:
+            if not self._slots:
+                raise TransferError("the connection is closed")
+            if header.length > self._slots[0].nbytes:
+                raise CorruptTransfer(f"Got {header.length} bytes but expected at most the {self._slots[0].nbytes} of a slot")
+            self._accounts.take(number, slot)
+            return self._slots[slot][: header.length]
+
+    def release(self, payload: memoryview) -> None:
+        with self._lock:
+            done = self._accounts.release()
+            if done is not None:
+                self._tell(_NOTE.pack(done))
+
+    def close(self) -> None:
+        with self._lock:
+            self._slots = ()
+
+
+def pack_stamp(number: int, slot: int, key: int) -> bytes:
+    """What the stream brings behind a header."""
+    stamp = _STAMP.pack(number, slot)
+    return stamp + _CHECK.pack(xxhash.xxh3_64_intdigest(stamp, key))
+
+
+def parse_stamp(data: memoryview, key: int) -> tuple[int, int]:
+    """A payload's number and its slot. Raises CorruptTransfer on what the other end of this memory did not make."""
+    (check,) = _CHECK.unpack_from(data, _STAMP.size)
+    if check != xxhash.xxh3_64_intdigest(data[: _STAMP.size], key):
+        raise CorruptTransfer("the digest of a payload's place is wrong")
+    number, slot = _STAMP.unpack_from(data)
+    return number, slot
+
+
+def _slot_bytes(piece_bytes: int) -> int:
+    """Slots start on pages."""
+    return -(-piece_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _slots(memory: memoryview) -> tuple[memoryview, ...]:
+    size = memory.nbytes // SLOTS
+    return tuple(memory[at : at + size] for at in range(0, SLOTS * size, size))
