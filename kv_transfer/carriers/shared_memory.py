@@ -14,6 +14,7 @@ import mmap
 import struct
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 import xxhash
 
@@ -47,37 +48,41 @@ SHARED_MEMORY = SharedMemoryCarrier()
 
 
 class SharedMemoryOffer:
-    def __init__(self, memory: OwnMemory) -> None:
-        self._memory = memory
+    """Owns the memory until it is settled or withdrawn."""
 
-    @property
-    def details(self) -> bytes:
-        return self._memory.address
+    def __init__(self, memory: OwnMemory) -> None:
+        self.details = memory.address
+        self._memory: OwnMemory | None = memory
 
     def settle(self, connection: Connection, details: bytes) -> SharedMemoryOutgoing:
-        if not self._memory.proved_by(details):
+        memory = self._memory
+        if memory is None or not memory.proved_by(details):
             raise TransferError("the receiver has not found this side's memory but says that it has")
-        self._memory.touch()
-        self._memory.close_file()
-        return SharedMemoryOutgoing(connection, _slots(self._memory.view), self._memory.key)
+        memory.touch()
+        self.withdraw()
+        return SharedMemoryOutgoing(connection, _slots(memory.view), memory.key)
 
     def withdraw(self) -> None:
-        self._memory.close_file()
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            memory.close_file()
 
 
 class SharedMemoryAcceptance:
-    def __init__(self, memory: PeerMemory) -> None:
-        self._memory = memory
+    """Owns the memory until it is opened or withdrawn: an error that somebody keeps may keep this too."""
 
-    @property
-    def details(self) -> bytes:
-        return self._memory.answer
+    def __init__(self, memory: PeerMemory) -> None:
+        self.details = memory.answer
+        self._memory: PeerMemory | None = memory
 
     def open(self, connection: Connection, tell: Tell) -> SharedMemoryIncoming:
-        return SharedMemoryIncoming(connection, _slots(self._memory.view), self._memory.key, tell)
+        memory, self._memory = self._memory, None
+        if memory is None:
+            raise TransferError("the memory is in use or given back")
+        return SharedMemoryIncoming(connection, _slots(memory.view), memory.key, tell)
 
     def withdraw(self) -> None:
-        pass
+        self._memory = None
 
 
 class SharedMemoryOutgoing:
@@ -99,11 +104,13 @@ class SharedMemoryOutgoing:
         raise TransferError("the connection is closed")
 
     def ship(self, head: Sequence[Buffer], payload: memoryview, tail: Sequence[Buffer] = ()) -> None:
+        _let_go(payload)
         with self._changed:
             number, slot = self._accounts.ship()
         self._connection.send([*head, pack_stamp(number, slot, self._key), *tail])
 
     def discard(self, payload: memoryview) -> None:
+        _let_go(payload)
         with self._changed:
             self._accounts.discard()
             self._changed.notify()
@@ -144,6 +151,7 @@ class SharedMemoryIncoming:
             return self._slots[slot][: header.length]
 
     def release(self, payload: memoryview) -> None:
+        _let_go(payload)
         with self._lock:
             done = self._accounts.release()
             if done is not None:
@@ -152,6 +160,12 @@ class SharedMemoryIncoming:
     def close(self) -> None:
         with self._lock:
             self._slots = ()
+
+
+def _let_go(payload: memoryview) -> None:
+    """The slot is no more its holder's, who then cannot touch it by mistake; nor does an error that somebody keeps keep it."""
+    with suppress(BufferError):  # a store that still looks at it is wrong, but its view is not ours to take
+        payload.release()
 
 
 def pack_stamp(number: int, slot: int, key: int) -> bytes:

@@ -23,7 +23,7 @@ from kv_transfer.byte_store import ByteStore
 from kv_transfer.carrier import CarrierUnavailable, Tell
 from kv_transfer.carriers import carriers_for
 from kv_transfer.carriers.inline import INLINE
-from kv_transfer.carriers.sealed_memory import NAME, OwnMemory
+from kv_transfer.carriers.sealed_memory import NAME
 from kv_transfer.carriers.shared_memory import (
     NOTE_EVERY,
     SLOTS,
@@ -90,7 +90,6 @@ def ends() -> Iterator[Ends]:
     acceptance = carrier.accept(offer.details, PIECE)
     key = acceptance._memory.key
     made = Ends(offer.settle(near, acceptance.details), acceptance.open(far, notes.append), near, key, notes)
-    del offer, acceptance
     yield made
     for end in (made.outgoing, made.incoming, near, far):
         end.close()
@@ -177,6 +176,17 @@ def test_closed_ends_refuse_and_let_go_of_the_memory(ends: Ends) -> None:
     assert mapped() == before - 2
 
 
+def test_who_has_given_a_slot_away_cannot_touch_it_any_more(ends: Ends) -> None:
+    sent, unsent = ends.outgoing.room(1), ends.outgoing.room(1)
+    ends.outgoing.ship([], sent)
+    ends.outgoing.discard(unsent)
+    taken = ends.take(1)
+    ends.incoming.release(taken)
+    for view in (sent, unsent, taken):
+        with pytest.raises(ValueError, match="released"):
+            view[0]
+
+
 # --- a peer that lies -------------------------------------------------------------------------------------------------
 
 
@@ -248,10 +258,9 @@ class Elsewhere(SharedMemoryCarrier):
     """Of a process whose memory nobody else can see: what it names is not there."""
 
     def offer(self, piece_bytes: int) -> SharedMemoryOffer:
-        class Far(SharedMemoryOffer):
-            details = msgspec.msgpack.encode((os.getpid(), 1 << 20, bytes(16)))
-
-        return Far(OwnMemory(piece_bytes))
+        offer = super().offer(piece_bytes)
+        offer.details = msgspec.msgpack.encode((os.getpid(), 1 << 20, bytes(16)))
+        return offer
 
 
 class Watched(SharedMemoryCarrier):
