@@ -20,7 +20,7 @@ from core.errors import CorruptTransfer
 class ProducerSlots:
     def __init__(self, slots: int) -> None:
         self._free = list(reversed(range(slots)))
-        self._held: deque[int] = deque()
+        self._held: set[int] = set()
         self._shipped: deque[int] = deque()
         self._freed = 0
 
@@ -28,18 +28,20 @@ class ProducerSlots:
         """A slot to fill, or None until some are freed."""
         if not self._free:
             return None
-        self._held.append(self._free.pop())
-        return self._held[-1]
+        slot = self._free.pop()
+        self._held.add(slot)
+        return slot
 
-    def ship(self) -> tuple[int, int]:
-        """The oldest held slot is the consumer's now; the payload's number, and the slot."""
-        slot = self._held.popleft()
+    def ship(self, slot: int) -> int:
+        """A held slot is the consumer's now; the payload's number."""
+        self._held.remove(slot)
         self._shipped.append(slot)
-        return self._freed + len(self._shipped) - 1, slot
+        return self._freed + len(self._shipped) - 1
 
-    def discard(self) -> None:
-        """The oldest held slot is free again."""
-        self._free.append(self._held.popleft())
+    def discard(self, slot: int) -> None:
+        """A held slot is free again."""
+        self._held.remove(slot)
+        self._free.append(slot)
 
     def freed(self, done: int) -> None:
         """The consumer is done with all payloads before number `done`. Raises CorruptTransfer if it cannot be."""

@@ -92,6 +92,7 @@ class SharedMemoryOutgoing:
         self._key = key
         self._changed = threading.Condition()
         self._accounts = ProducerSlots(len(slots))
+        self._held: list[tuple[memoryview, int]] = []
         self._closed = False
 
     def room(self, size: int) -> memoryview:
@@ -99,20 +100,21 @@ class SharedMemoryOutgoing:
             while not self._closed:
                 slot = self._accounts.claim()
                 if slot is not None:
-                    return self._slots[slot][:size]
+                    room = self._slots[slot][:size]
+                    self._held.append((room, slot))
+                    return room
                 self._changed.wait()
         raise TransferError("the connection is closed")
 
     def ship(self, head: Sequence[Buffer], payload: memoryview, tail: Sequence[Buffer] = ()) -> None:
-        _let_go(payload)
         with self._changed:
-            number, slot = self._accounts.ship()
+            slot = self._slot_of(payload)
+            number = self._accounts.ship(slot)
         self._connection.send([*head, pack_stamp(number, slot, self._key), *tail])
 
     def discard(self, payload: memoryview) -> None:
-        _let_go(payload)
         with self._changed:
-            self._accounts.discard()
+            self._accounts.discard(self._slot_of(payload))
             self._changed.notify()
 
     def heard(self, note: bytes) -> None:
@@ -127,6 +129,13 @@ class SharedMemoryOutgoing:
             self._closed = True
             self._slots = ()
             self._changed.notify_all()
+
+    def _slot_of(self, payload: memoryview) -> int:
+        """With the lock held: which slot a room is; it is its holder's no more."""
+        at = next(at for at, (room, _) in enumerate(self._held) if room is payload)
+        _, slot = self._held.pop(at)
+        _let_go(payload)
+        return slot
 
 
 class SharedMemoryIncoming:

@@ -176,6 +176,15 @@ def test_closed_ends_refuse_and_let_go_of_the_memory(ends: Ends) -> None:
     assert mapped() == before - 2
 
 
+def test_a_room_may_be_given_back_while_an_older_one_is_held(ends: Ends) -> None:
+    older, younger = ends.outgoing.room(5), ends.outgoing.room(5)
+    older[:] = b"older"
+    ends.outgoing.discard(younger)
+    ends.outgoing.room(5)[:] = b"third"
+    ends.outgoing.ship([], older)
+    assert bytes(ends.take(5)) == b"older"
+
+
 def test_who_has_given_a_slot_away_cannot_touch_it_any_more(ends: Ends) -> None:
     sent, unsent = ends.outgoing.room(1), ends.outgoing.room(1)
     ends.outgoing.ship([], sent)
