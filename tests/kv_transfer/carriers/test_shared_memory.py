@@ -39,11 +39,10 @@ from kv_transfer.frames import NOTHING as NOWHERE
 from kv_transfer.frames import PIECE_BYTES, Header, Kind
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
-from kv_transfer.transport import Connection
-from kv_transfer.transports.fault import Drop, Fault, FaultTransport, Message
+from kv_transfer.transport import Buffer, Connection
 from kv_transfer.transports.inproc import InprocTransport
 from kv_transfer.transports.socket_connection import SocketConnection
-from tests.kv_transfer.rig import SECRET, Inbox, connected, filled, layout, poisoned, sequence_bytes, untouched_outside
+from tests.kv_transfer.rig import POISON, SECRET, Inbox, connected, filled, layout, poisoned, sequence_bytes, untouched_outside
 
 PIECE = 5000
 SOURCE_BLOCKS, TARGET_BLOCKS = [6, 1, 9], [30, 4, 2]
@@ -272,19 +271,40 @@ class Elsewhere(SharedMemoryCarrier):
         return offer
 
 
-class Watched(SharedMemoryCarrier):
-    """Shows the sending ends that it makes."""
+class Shipping(SharedMemoryOutgoing):
+    """What happens to each payload between its digest and its departure is `plan`'s: damaged, lost, or nothing."""
 
-    def __init__(self) -> None:
-        self.ends: list[SharedMemoryOutgoing] = []
+    plan: Callable[[int], str] = lambda number: ""
+    shipped = 0
+
+    def ship(self, head: Sequence[Buffer], payload: memoryview, tail: Sequence[Buffer] = ()) -> None:
+        fault, self.shipped = self.plan(self.shipped), self.shipped + 1
+        if fault == "damage":
+            payload[len(payload) // 2] ^= 4
+        if fault == "lose":
+            with self._changed:
+                self._accounts.ship(self._slot_of(payload))
+        else:
+            super().ship(head, payload, tail)
+
+
+class Watched(SharedMemoryCarrier):
+    """Shows the sending ends that it makes, and meddles with what they ship."""
+
+    def __init__(self, plan: Callable[[int], str] = lambda number: "") -> None:
+        self.plan = plan
+        self.ends: list[Shipping] = []
 
     def offer(self, piece_bytes: int) -> SharedMemoryOffer:
         watched = self
 
         class Shown(SharedMemoryOffer):
             def settle(self, connection: Connection, details: bytes) -> SharedMemoryOutgoing:
-                watched.ends.append(super().settle(connection, details))
-                return watched.ends[-1]
+                honest = super().settle(connection, details)
+                end = Shipping(connection, honest._slots, honest._key)
+                end.plan = watched.plan
+                watched.ends.append(end)
+                return end
 
         return Shown(super().offer(piece_bytes)._memory)
 
@@ -358,16 +378,8 @@ def test_forced_on_a_system_without_it_it_is_refused_by_name(monkeypatch: pytest
 
 @pytest.mark.parametrize("at", range(LAYERS))
 def test_bytes_that_change_on_their_way_are_noticed_before_they_are_stored(at: int) -> None:
-    carrier = Watched()
-
-    def plan(message: Message) -> Fault | None:
-        if message.dialled and message.index == 3 + at:  # behind hello, identity and the BEGIN
-            (end,) = carrier.ends
-            slot = end._accounts._shipped[-1]
-            end._slots[slot][5] ^= 4
-        return None
-
-    with connected(dialling=FaultTransport(InprocTransport(), plan), carriers=[carrier]) as pair:
+    carrier = Watched(lambda number: "damage" if number == at else "")
+    with connected(carriers=[carrier]) as pair:
         pair.receiver.open(1, "a", TARGET_BLOCKS, 0, 12, 30.0)
         session = pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0)
         for layer in range(LAYERS):
@@ -378,7 +390,7 @@ def test_bytes_that_change_on_their_way_are_noticed_before_they_are_stored(at: i
         assert isinstance(broken.error, CorruptTransfer)
         assert isinstance(failed.error, CorruptTransfer)
         assert untouched_outside(pair.target, TARGET_BLOCKS, 0, 12)
-        assert (pair.target.pages[at][0][TARGET_BLOCKS] == 0xA5).all()
+        assert (pair.target.pages[at][0][TARGET_BLOCKS] == POISON).all()
 
 
 class Liar(SharedMemoryIncoming):
@@ -460,11 +472,8 @@ def test_a_receiver_that_hangs_costs_its_own_sessions_and_nobody_elses() -> None
 
 
 def test_payloads_that_are_lost_cost_their_sessions_and_no_room_for_good() -> None:
-    def plan(message: Message) -> Fault | None:
-        return Drop() if message.dialled and message.index >= 3 and (message.index - 3) % 5 == 0 else None
-
-    carrier = Watched()
-    with connected(dialling=FaultTransport(InprocTransport(), plan), carriers=[carrier]) as pair:
+    carrier = Watched(lambda number: "lose" if number % 2 else "")
+    with connected(carriers=[carrier]) as pair:
         for grant in range(1, 3 * SLOTS):
             pair.receiver.open(grant, f"a{grant}", TARGET_BLOCKS, 0, 12, 30.0)
             session = pair.sender.begin(f"a{grant}", grant, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0)
@@ -473,6 +482,7 @@ def test_payloads_that_are_lost_cost_their_sessions_and_no_room_for_good() -> No
             session.finish(b"")
             pair.sent.expect(SendFailed, grant)
         assert not pair.received.of(Received)
+        assert len(carrier.ends) == 1
 
 
 def test_the_ring_takes_what_the_configuration_promises() -> None:
