@@ -5,6 +5,7 @@ from __future__ import annotations
 from core.errors import ConfigError
 from kv_transfer.carrier import Carrier
 from kv_transfer.carriers.inline import INLINE
+from kv_transfer.carriers.shared_memory import SHARED_MEMORY
 
 
 def carriers_for(transport: str) -> tuple[Carrier, ...]:
@@ -15,6 +16,10 @@ def carriers_for(transport: str) -> tuple[Carrier, ...]:
         ConfigError: no such transport.
     """
     match transport:
-        case "auto" | "tcp":
+        case "auto":
+            return SHARED_MEMORY, *INLINE
+        case "tcp":
             return INLINE
-    raise ConfigError(f"Got {transport = } but expected auto or tcp", "transfer.transport")
+        case "shm":
+            return (SHARED_MEMORY,)
+    raise ConfigError(f"Got {transport = } but expected auto, tcp or shm", "transfer.transport")

@@ -12,6 +12,7 @@ import pytest
 from core.clock import MonotonicClock
 from core.layout import LayerShape
 from kv_transfer.byte_store import ByteStore
+from kv_transfer.carriers import carriers_for
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
@@ -26,6 +27,7 @@ SHAPE = [LayerShape(2, 64, 64)] * 3
 SOURCE_SIZE, TARGET_SIZE, BLOCKS_EACH, LANES = 8, 16, 2, 3
 TOKENS = SOURCE_SIZE * 3
 ATTEMPTS = 150
+TRANSPORTS = ["tcp", "shm"]
 
 
 class Churn:
@@ -34,7 +36,7 @@ class Churn:
     Every attempt's KV is one byte value all over, so that a late write of an earlier attempt shows.
     """
 
-    def __init__(self, dialling: Transport, listening: Transport, seed: int) -> None:
+    def __init__(self, dialling: Transport, listening: Transport, seed: int, transport: str) -> None:
         self.dice = random.Random(seed)
         self.source = ByteStore(layout(SOURCE_SIZE, shapes=SHAPE), 256 * 3)
         for key, value in self.source.pages:
@@ -43,10 +45,11 @@ class Churn:
         self.target = ByteStore(layout(TARGET_SIZE, shapes=SHAPE), LANES * BLOCKS_EACH)
         self.ended: dict[int, queue.SimpleQueue[Received | Broken]] = {}
         self.sent: list[Delivered | SendFailed] = []
+        clock, carriers = MonotonicClock(), carriers_for(transport)
         self.receiver = KVReceiver(
-            self.target, listening, SECRET, "m", 1, MonotonicClock(), lambda event: self.ended[event.grant].put(event)
+            self.target, listening, SECRET, "m", 1, clock, lambda event: self.ended[event.grant].put(event), carriers
         )
-        self.sender = KVSender(self.source, dialling, SECRET, "m", 1, MonotonicClock(), self.sent.append)
+        self.sender = KVSender(self.source, dialling, SECRET, "m", 1, clock, self.sent.append, carriers)
         self.wrong: list[str] = []
         self.received = self.taken_back = 0
         self.count = threading.Lock()
@@ -114,16 +117,18 @@ class Churn:
                     self.wrong.append(f"grant {grant} holds bytes of another")
 
 
-def test_blocks_that_change_hands_never_hold_another_attempts_bytes() -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_blocks_that_change_hands_never_hold_another_attempts_bytes(transport: str) -> None:
     wires = TcpTransport()
-    churn = Churn(wires, wires, seed=5)
+    churn = Churn(wires, wires, 5, transport)
     churn.run()
     assert churn.received > 10
     assert churn.taken_back > 10
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("seed", [1, 2])
-def test_nor_on_a_wire_that_loses_damages_doubles_swaps_and_cuts(seed: int) -> None:
+def test_nor_on_a_wire_that_loses_damages_doubles_swaps_and_cuts(seed: int, transport: str) -> None:
     def plan(message: Message) -> Fault | None:
         # The handshake goes through, so that faults meet frames; the choice depends on nothing but the message.
         dice = random.Random(f"{seed} {message}")
@@ -133,6 +138,6 @@ def test_nor_on_a_wire_that_loses_damages_doubles_swaps_and_cuts(seed: int) -> N
         return dice.choice(faults)
 
     wires = FaultTransport(InprocTransport(), plan)
-    churn = Churn(wires, wires, seed)
+    churn = Churn(wires, wires, seed, transport)
     churn.run()
     assert churn.received > 5
