@@ -60,6 +60,7 @@ class KVReceiver:
         self._lock = threading.Lock()
         self._stopping = False
         self._threads: list[threading.Thread] = []
+        self._links: dict[Connection, ReceiveLink] = {}
         self._connections: dict[Connection, float | None] = {}  # value: when its handshake must be done
         self._listener = transport.listen()
         self._sweeper = Sweeper(self.sweep, "kv-receiver-leases")
@@ -110,11 +111,13 @@ class KVReceiver:
     def stop(self) -> None:
         with self._lock:
             self._stopping = True
-            connections = list(self._connections)
+            connections, links = list(self._connections), list(self._links.values())
         self._listener.close()
         self._grants.shut("the receiver has stopped")
         for connection in connections:
             connection.close()
+        for link in links:
+            link.close()
         with self._lock:
             threads = [self._acceptor, *self._threads]
         for thread in threads:
@@ -154,7 +157,10 @@ class KVReceiver:
             _log.info("KV from incarnation %d of a peer comes by %s%s", peer.identity.incarnation, peer.carrier, why)
             with self._lock:
                 self._connections[connection] = None
-            ReceiveLink(connection, peer, acceptance, self._grants).run()
+            link = ReceiveLink(connection, peer, acceptance, self._grants)
+            with self._lock:
+                self._links[connection] = link
+            link.run()
         except HandshakeRefused as error:
             _log.warning("KV receiver refused a peer: %s", error)
         except TransferError as error:
@@ -165,6 +171,7 @@ class KVReceiver:
             connection.close()
             with self._lock:
                 self._connections.pop(connection, None)
+                self._links.pop(connection, None)
 
     def _emit(self, event: Received | Broken) -> None:
         try:
