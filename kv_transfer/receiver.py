@@ -58,6 +58,7 @@ class KVReceiver:
         self._lock = threading.Lock()
         self._stopping = False
         self._threads: list[threading.Thread] = []
+        self._links: dict[Connection, ReceiveLink] = {}
         self._doorway = Doorway(clock)
         self._listener = transport.listen()
         self._sweeper = Sweeper(self.sweep, "kv-receiver-leases")
@@ -100,9 +101,12 @@ class KVReceiver:
     def stop(self) -> None:
         with self._lock:
             self._stopping = True
+            links = list(self._links.values())
         self._listener.close()
         self._grants.shut("the receiver has stopped")
         self._doorway.shut()
+        for link in links:
+            link.close()
         with self._lock:
             threads = [self._acceptor, *self._threads]
         for thread in threads:
@@ -139,7 +143,10 @@ class KVReceiver:
             why = f" ({peer.declined})" if peer.declined else ""
             _log.info("KV from incarnation %d of a peer comes by %s%s", peer.identity.incarnation, peer.carrier, why)
             self._doorway.prove(connection)
-            ReceiveLink(connection, peer, acceptance, self._grants).run()
+            link = ReceiveLink(connection, peer, acceptance, self._grants)
+            with self._lock:
+                self._links[connection] = link
+            link.run()
         except HandshakeRefused as error:
             _log.warning("KV receiver refused a peer: %s", error)
         except TransferError as error:
@@ -149,6 +156,8 @@ class KVReceiver:
         finally:
             connection.close()
             self._doorway.leave(connection)
+            with self._lock:
+                self._links.pop(connection, None)
 
     def _emit(self, event: Received | Broken) -> None:
         try:
