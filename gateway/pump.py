@@ -99,11 +99,11 @@ class Pump:
 
     def open(self, attempt: str, reader: TokenReader, decode: Address, prefill: Address | None) -> None:
         """From now on take `attempt`'s tokens from these, and ask them for what is missing. Call before submitting it."""
-        route = Route(reader, decode, prefill, self._clock.now())
+        opened_s = self._clock.now()
 
         def apply(events: list[Event]) -> None:
             reader.forget_early()
-            self._routes.open(attempt, route)
+            self._routes.open(attempt, Route(reader, decode, prefill, opened_s, reader.next_position))
 
         self._commands.append(apply)
 

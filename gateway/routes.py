@@ -29,19 +29,21 @@ from gateway.reader import Delta, TokenReader
 PER_LEASE = 5
 """The first `Keep` of an attempt comes up to two periods after it is opened: two more may be lost within the lease."""
 ASKED_PER_LEASE = 20
-"""How often a gap is asked for: it holds up a stream."""
+"""How often a gap is asked for while it is young: it holds up a stream. Later the usual rounds do."""
 MOST_WANTED = 1024
 """In one message, well below what the wire takes."""
 
 
 @dataclass(slots=True)
 class Route:
-    """One open attempt. `prefill` is None when `decode` does it all; `decoding` once a token of `decode` was read."""
+    """One open attempt, whose first token is at output position `begin`. `prefill`, which makes that one, is None when `decode`
+    does it all. `decoding` once a token of `decode` was read."""
 
     reader: TokenReader
     decode: Address
     prefill: Address | None
     opened_s: float
+    begin: int = 0
     decoding: bool = False
     gap_since_s: float | None = None
 
@@ -50,9 +52,12 @@ class Route:
         return worker in (self.decode, self.prefill)
 
     @property
-    def asked(self) -> Iterable[Address]:
-        """Who may still have something that is missing."""
-        return (self.decode,) if self.decoding or self.prefill is None else (self.decode, self.prefill)
+    def wanted(self) -> Iterable[tuple[Address, int]]:
+        """Who may still have something that is missing, and from which position on: of what the decode worker sent ahead of
+        prefill's token, nothing is."""
+        if self.decoding or self.prefill is None:
+            return ((self.decode, self.reader.next_position),)
+        return ((self.decode, self.reader.missing_from(self.begin + 1)), (self.prefill, self.reader.next_position))
 
 
 class Routes:
@@ -119,7 +124,8 @@ class Routes:
             ]
             self._kept_s = now_s
         elif self._gaps and now_s - self._asked_s >= self._patience_s:
-            listed = [attempt for attempt in self._gaps if self._gap_age_s(attempt, now_s) >= self._patience_s]
+            young = (attempt for attempt in self._gaps if self._gap_age_s(attempt, now_s) < self._period_s)
+            listed = [attempt for attempt in young if self._gap_age_s(attempt, now_s) >= self._patience_s]
         else:
             return []
         if listed:
@@ -130,8 +136,8 @@ class Routes:
         wanted: dict[Address, list[Wanted]] = {}
         for attempt in attempts:
             route = self._routes[attempt]
-            for worker in route.asked:
-                wanted.setdefault(worker, []).append(Wanted(attempt, route.reader.next_position))
+            for worker, position in route.wanted:
+                wanted.setdefault(worker, []).append(Wanted(attempt, position))
         return [
             (worker, Keep(gateway=self._gateway, wanted=tuple(items[start : start + MOST_WANTED])))
             for worker, items in wanted.items()

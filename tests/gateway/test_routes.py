@@ -60,7 +60,7 @@ def test_both_workers_are_asked_five_times_a_lease_from_the_next_position_on(wat
     watched.take("a", P, 0)
     watched.run(3.0)
     assert watched.asked_s("p0", "a") == watched.asked_s("d0", "a") == [1.0, 2.0, 3.0, 4.0]
-    assert watched.asked[-1][2] == (Wanted("a", 1),)
+    assert [wanted for _, _, wanted in watched.asked] == [(Wanted("a", 1),), (Wanted("a", 0),)] + 6 * [(Wanted("a", 1),)]
 
 
 def test_an_attempt_so_young_that_its_submit_may_be_on_its_way_is_not_asked_for(watched: Watched) -> None:
@@ -118,6 +118,34 @@ def test_a_gap_is_asked_for_at_short_intervals_until_it_closes(watched: Watched)
     watched.run(1.25)
     assert watched.asked_s("d0", "a") == [3.0]
     assert watched.routes.lost(100.0) == []
+
+
+def test_an_older_gap_is_asked_for_in_the_usual_rounds(watched: Watched) -> None:
+    watched.open("a", prefill=None)
+    watched.take("a", D, 1)
+    watched.run(4.0)
+    assert watched.asked_s("d0", "a") == [0.25, 0.5, 0.75, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_what_came_ahead_of_prefills_token_is_not_asked_for_again(watched: Watched) -> None:
+    watched.open("a")
+    for position, count in ((1, 2), (3, 1), (6, 2)):
+        watched.take("a", D, position, count)
+    watched.run(0.25)
+    assert [(worker, wanted) for _, worker, wanted in watched.asked] == [("d0", (Wanted("a", 4),)), ("p0", (Wanted("a", 0),))]
+    watched.take("a", P, 0)
+    watched.asked.clear()
+    watched.run(0.25)
+    assert [(worker, wanted) for _, worker, wanted in watched.asked] == [("d0", (Wanted("a", 4),))]
+
+
+def test_an_attempt_that_goes_on_misses_nothing_of_what_came_before_it(watched: Watched) -> None:
+    first = watched.open("a", prefill=None)
+    watched.take("a", D, 0, 3)
+    watched.routes.drop("a")
+    watched.routes.open("b", Route(first, D, P, watched.now_s, begin=3))
+    watched.run(1.0)
+    assert [(worker, wanted) for _, worker, wanted in watched.asked] == [("d0", (Wanted("b", 4),)), ("p0", (Wanted("b", 3),))]
 
 
 def test_a_gap_that_stays_is_a_loss_after_a_lease_and_not_before(watched: Watched) -> None:
