@@ -99,6 +99,11 @@ def test_rows_with_unlike_filters_are_cut_as_they_are_alone():
     assert [sizes[i] for i in (0, 1, 5)] == [5, 2000, 1]
 
 
+def test_a_row_without_top_p_loses_no_tail_beside_one_with_it():
+    weights = torch.tensor([[0.0, -50.0, -60.0, -70.0, -80.0]] * 2)
+    assert floors(weights, [SamplingParams(top_k=4), SamplingParams(top_k=4, top_p=0.5)]).tolist() == [-70.0, 0.0]
+
+
 def sorted_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     real = np.sort

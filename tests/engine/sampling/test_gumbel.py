@@ -177,6 +177,19 @@ def test_a_race_by_blocks_computes_the_noise_of_few_blocks(monkeypatch):
     assert seen["tokens"] < scores.numel() / 15
 
 
+def test_the_last_block_whose_bound_is_above_the_best_so_far_is_raced_too():
+    """Sixteen blocks promise more than they hold: their high score lies where their noise is least."""
+    keys, blocks = draws([2], [6]), 17
+    by_block = noise(keys, blocks * BLOCK).view(blocks, BLOCK)
+    scores = torch.full((blocks, BLOCK), -math.inf)
+    for block, own in enumerate(by_block[:-1]):
+        scores[block, own.argmin()] = 10 - own.max()
+    lane = by_block[-1].argmax()
+    scores[-1, lane] = 9.9 - by_block[-1, lane]
+    assert ((scores + by_block)[:-1].amax() < 9.5).item()
+    assert by_blocks(scores.view(1, -1), keys, as_they_are(1)).tolist() == [16 * BLOCK + int(lane)]
+
+
 def test_the_lower_id_wins_a_tie():
     vocab, first, second = 200, 30, 170
     keys = draws([1], [1])

@@ -193,6 +193,15 @@ def test_a_row_admitted_again_equals_one_that_never_left_and_takes_nothing_from_
         assert sampler.draw(logits, [0], [len(output)]).tokens.tolist() == sample(logits, [row((5, 6), output, **options)])
 
 
+def test_a_number_used_again_keeps_nothing_of_what_it_stood_for():
+    sampler, logits = Sampler(VOCAB, frozenset()), torch.zeros(1, VOCAB)
+    logits[0, 9] = 1.0
+    sampler.admit(0, [5, 9], 1, SamplingParams(temperature=0.0, presence_penalty=2.0, repetition_penalty=9.0))
+    assert int(sampler.draw(logits, [0], [1]).tokens) != 9
+    sampler.admit(0, [5, 9], 1, SamplingParams(temperature=0.0))
+    assert int(sampler.draw(logits, [0], [1]).tokens) == 9
+
+
 def test_a_row_that_is_not_admitted_cannot_draw():
     sampler = Sampler(VOCAB, frozenset())
     sampler.admit(1, [5], 1, SamplingParams())
