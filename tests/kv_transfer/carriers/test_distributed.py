@@ -20,16 +20,17 @@ from core.layout import LayerShape
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.carrier import CarrierUnavailable, Outgoing
 from kv_transfer.carriers import carriers_for, distributed, gloo_pair
-from kv_transfer.carriers.distributed import DistributedCarrier, DistributedEnd, DistributedOutgoing
+from kv_transfer.carriers.distributed import DistributedCarrier, DistributedEnd, DistributedIncoming, DistributedOutgoing
 from kv_transfer.carriers.gloo_pair import GlooPair, Rendezvous, mac
 from kv_transfer.carriers.inline import INLINE
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
+from kv_transfer.frames import NOTHING, Header, Kind
 from kv_transfer.transport import Buffer, Connection
 from kv_transfer.transports.fault import Delay, Drop, Duplicate, Fault, FaultTransport, FlipBit, Message, Truncate
 from kv_transfer.transports.inproc import InprocTransport
 from kv_transfer.transports.socket_connection import SocketConnection
 from kv_transfer.transports.tcp import TcpTransport
-from tests.kv_transfer.rig import Pair, connected, filled, layout, poisoned, sequence_bytes, untouched_outside
+from tests.kv_transfer.rig import Pair, ScriptedConnection, connected, filled, layout, poisoned, sequence_bytes, untouched_outside
 
 HOST = "127.0.0.1"
 SOURCE_BLOCKS, TARGET_BLOCKS = [6, 1, 9], [30, 4, 2]
@@ -434,6 +435,20 @@ def test_a_fault_on_the_connection_ends_in_kv_or_in_a_typed_error(fault: Fault, 
         assert_arrived(pair)
 
 
+@pytest.mark.parametrize("count", [0, 2, 1 << 63])
+def test_a_header_that_comes_twice_or_went_missing_gets_no_other_headers_payload(count: int) -> None:
+    with gloo_pairs() as (one, other):
+        stream = ScriptedConnection(struct.pack("<QQ", 0, count))
+        incoming = DistributedIncoming(stream, other, 1 << 20)
+        header = Header(Kind.DATA, 1, 0, NOTHING, NOTHING, 8, 0, 0)
+        sending = threading.Thread(target=one.send, args=(memoryview(bytearray(b"the next")), 60.0))
+        sending.start()
+        assert bytes(incoming.take(header)) == b"the next"
+        sending.join(60)
+        with pytest.raises(TransferError, match=f"Got payload {count} but expected payload 1"):
+            incoming.take(header)
+
+
 # --- what is left ---------------------------------------------------------------------------------------------------------
 
 
@@ -459,3 +474,20 @@ def test_nothing_is_left_of_200_connections() -> None:
         errors += pair.sent.of(SendFailed)  # an error that somebody keeps holds nothing open
     assert held() == before
     assert errors
+
+
+def test_an_error_that_somebody_keeps_keeps_no_socket_and_no_thread() -> None:
+    process = psutil.Process()
+    with gloo_pairs():
+        pass
+    gc.collect()
+    before, errors = (process.num_fds(), process.num_threads()), []
+    with gloo_pairs() as (one, other):
+        for end in (one, other):
+            with pytest.raises(TransferError) as raised:
+                end.recv_into(memoryview(bytearray(8)), 0.01)
+            errors.append(raised.value)
+    del one, other, end, raised
+    gc.collect()
+    assert (process.num_fds(), process.num_threads()) == before
+    assert len(errors) == 2
