@@ -6,6 +6,8 @@ A block is in exactly one of three places:
       ▲                        └── never hashed ──▶ free                 │  ▲
       └──────────────── evicted, least recently used first ──────────────┘  └─ matched again: owned
 
+What is freed while a launched step may still read or write it *cools*: it stays owned, by nobody, until that step is collected.
+
 Invariants:
 - A block is hashed only when it is full and its tokens are computed. Only hashed blocks are ever shared, and nobody writes
   to them again, so there is no copy-on-write.
@@ -39,11 +41,18 @@ class BlockManager:
         self._block_of: dict[bytes, int] = {}
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self._cooling: dict[int, list[list[int]]] = {}
+        self._collected = 0
 
     @property
     def free_blocks(self) -> int:
         """Blocks that nobody owns, the evictable ones among them."""
         return len(self._free) + len(self._cached)
+
+    @property
+    def cooling_blocks(self) -> int:
+        """Blocks that will be free once launched steps are collected; one that is shared counts for each who freed it."""
+        return sum(len(blocks) for freed in self._cooling.values() for blocks in freed)
 
     @property
     def cached_blocks(self) -> int:
@@ -70,13 +79,14 @@ class BlockManager:
             if self._references[block] == 0:
                 del self._cached[block]
             self._references[block] += 1
-        sequence.computed_tokens = len(matched) * self.block_size
+        sequence.computed_tokens = sequence.launched_tokens = len(matched) * self.block_size
         sequence.blocks = matched + [self._take() for _ in range(fresh)]
         return True
 
     def grow(self, sequence: Sequence) -> bool:
-        """Make sure that there is room for the KV of all of `tokens`. False, with nothing changed, if there is not."""
-        missing = self.blocks_for(len(sequence.tokens)) - len(sequence.blocks)
+        """Make sure that there is room for the KV of all tokens, pending ones too. False, with nothing changed, if there is
+        not."""
+        missing = self.blocks_for(sequence.total_tokens) - len(sequence.blocks)
         if missing <= 0:
             return True
         if missing > self.free_blocks:
@@ -100,13 +110,29 @@ class BlockManager:
                 self._block_of[content] = block
 
     def free(self, sequence: Sequence, keep_cached: bool = True) -> None:
-        """Take back all that a sequence owns. With `keep_cached` False its content is also forgotten, because it may be
-        wrong: nobody else will match it. A no-op on a sequence that owns nothing."""
+        """Take back all that a sequence owns; what a step in flight may use cools first. With `keep_cached` False its content
+        is also forgotten, because it may be wrong: nobody else will match it. A no-op on a sequence that owns nothing."""
         if not keep_cached:
             for block in sequence.blocks:
                 self._forget(block)
+        if sequence.last_step > self._collected:
+            self._cooling.setdefault(sequence.last_step, []).append(sequence.blocks)
+        else:
+            self._release(sequence.blocks)
+        sequence.blocks = []
+        sequence.computed_tokens = sequence.launched_tokens = sequence.pending_tokens = 0
+        sequence.tenancy += 1
+
+    def collected(self, step: int) -> None:
+        """All steps up to this one are done: what cooled until then is free."""
+        self._collected = step
+        for done in [other for other in self._cooling if other <= step]:
+            for blocks in self._cooling.pop(done):
+                self._release(blocks)
+
+    def _release(self, blocks: list[int]) -> None:
         # Last block first, so that eviction eats a prefix from its tail and keeps the part that most prompts share.
-        for block in reversed(sequence.blocks):
+        for block in reversed(blocks):
             self._references[block] -= 1
             if self._references[block] > 0:
                 continue
@@ -114,12 +140,11 @@ class BlockManager:
                 self._free.append(block)
             else:
                 self._cached[block] = None
-        sequence.blocks = []
-        sequence.computed_tokens = 0
 
     def check(self, owners: Iterable[Sequence]) -> list[str]:
         """Every violated invariant, in words; `owners` are all live sequences. For tests and `/debug/invariants`."""
         tables = [(sequence.sequence_id, list(sequence.blocks)) for sequence in owners]
+        tables += [(f"gone at step {step}", blocks) for step, freed in self._cooling.items() for blocks in freed]
         counted = [0] * self.num_blocks
         places: dict[int, set[int]] = {}
         wrong: list[str] = []

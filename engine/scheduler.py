@@ -1,9 +1,9 @@
 """Who computes what in the next step: iteration-level batching under a token budget and a block budget.
 
-    add ──▶ waiting ──admit──▶ running ──finish──▶ gone
-               ▲                 │  │
-               └────preempt──────┘  └──hold──▶ held ──▶ gone             (prefill role)
-    reserve ──▶ reserved ──activate──▶ ready ──▶ running                 (decode role: KV comes from elsewhere)
+    add ──▶ waiting ──admit──▶ running ──retire──▶ leaving ──finish──▶ gone
+               ▲                 │                    │
+               └────preempt──────┘                    └──hold──▶ held ──▶ gone             (prefill role)
+    reserve ──▶ reserved ──activate──▶ ready ──▶ running                                   (decode role: KV comes from elsewhere)
 
 Each step takes first the sequences that decode, then further chunks of prompts under way, then new prompts, oldest first.
 
@@ -19,6 +19,8 @@ Invariants:
 - What can never fit is refused at the door, so nothing that waits waits for ever, given that whoever holds or reserves
   ends it at some time.
 - Every running sequence gets at least one token a step: no more run than there are tokens in the budget.
+- Steps are decided before the tokens of earlier ones are known (`Sequence.pending_tokens`). Whoever has its last token drawn
+  leaves the batch at once, so that no step computes past it. Nobody is preempted while steps are in flight.
 
 Iteration-level scheduling is Orca's idea, chunked prefill beside decodes Sarathi-Serve's, preemption by recompute vLLM's.
 Neighbours: `engine.engine` calls and applies, `engine.block_manager` counts blocks. No clock, no tensors, no I/O.
@@ -27,11 +29,11 @@ Neighbours: `engine.engine` calls and applies, `engine.block_manager` counts blo
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from core.errors import ContextLengthExceeded, EngineFault, Overloaded
 from engine.block_manager import BlockManager
-from engine.plan import Scheduled, StepPlan
+from engine.decision import Decision, Part
 from engine.sequence import Sequence, Status
 from engine.waiting_queue import OrderKey, WaitingQueue
 
@@ -72,6 +74,7 @@ class Scheduler:
         self._ready: dict[str, Sequence] = {}
         self._reserved: dict[str, Sequence] = {}
         self._held: dict[str, Sequence] = {}
+        self._leaving: dict[str, Sequence] = {}
         self._arrivals: dict[str, int] = {}
         self._next_arrival = 0
         self._stalled = False
@@ -91,8 +94,8 @@ class Scheduler:
         return not self._stalled and bool(self._running or self._ready or len(self._waiting))
 
     def active(self) -> list[Sequence]:
-        """A snapshot of the sequences that run, or could but for `max_num_seqs`."""
-        return [*list(self._running), *list(self._ready.values())]
+        """A snapshot of the sequences that run, or could but for `max_num_seqs`, or have their last token drawn."""
+        return [*list(self._running), *list(self._leaving.values()), *list(self._ready.values())]
 
     def pinned(self) -> list[Sequence]:
         """A snapshot of the sequences whose blocks are kept for a transfer: held and reserved."""
@@ -130,17 +133,18 @@ class Scheduler:
         return True
 
     def activate(self, sequence: Sequence) -> None:
-        """The KV of a reserved sequence arrived: it may decode. Raises EngineFault if it is not reserved."""
+        """The KV of all tokens of a reserved sequence arrived: it may decode. Raises EngineFault if it is not reserved."""
         if self._reserved.get(sequence.sequence_id) is not sequence:
             raise EngineFault(f"sequence {sequence.sequence_id} has no reservation to start from")
         del self._reserved[sequence.sequence_id]
+        sequence.computed_tokens = sequence.launched_tokens = len(sequence.tokens)
         self._ready[sequence.sequence_id] = sequence
         self._stalled = False
         self._promote()
 
     def hold(self, sequence: Sequence) -> None:
         """Take a running sequence out of the batch and keep its blocks."""
-        self._running.remove(sequence)
+        self._leave(sequence)
         sequence.status = Status.HELD
         self._held[sequence.sequence_id] = sequence
 
@@ -148,7 +152,7 @@ class Scheduler:
         """End a sequence in whatever state it is and free its blocks; see `BlockManager.free` for `keep_cached`."""
         name = sequence.sequence_id
         if sequence.status is Status.RUNNING:
-            self._running.remove(sequence)
+            self._leave(sequence)
         elif not self._waiting.remove(name):
             for queue in (self._ready, self._reserved, self._held):
                 queue.pop(name, None)
@@ -159,26 +163,40 @@ class Scheduler:
 
     # --- the step -----------------------------------------------------------------------------------------------------
 
-    def schedule(self) -> StepPlan | None:
+    def schedule(self, may_preempt: bool = True) -> Decision | None:
         """Decide one step, and allocate what it needs. None if nothing can be computed now: no work, or every block is
-        kept for a transfer."""
-        preempted = self._form_batch()
-        scheduled: list[Scheduled] = []
+        kept for a transfer; or somebody would have to be preempted, and `may_preempt` is False because steps are in flight,
+        whose end may make room."""
+        preempted = self._form_batch(may_preempt)
+        if preempted is None:
+            return None
+        parts: list[Part] = []
         budget = self._max_num_batched_tokens
         prefills: list[Sequence] = []
         for sequence in self._running:
-            start = sequence.computed_tokens
-            if len(sequence.tokens) - start == 1:
-                scheduled.append(Scheduled(sequence, start, 1, True))
+            if sequence.unlaunched_tokens == 1:
+                parts.append(Part(sequence, sequence.launched_tokens, 1, True))
                 budget -= 1
             else:
                 prefills.append(sequence)
         for sequence in prefills:
-            budget -= self._schedule_chunk(sequence, budget, scheduled)
+            budget -= self._schedule_chunk(sequence, budget, parts)
         if not preempted:
-            self._admit(budget, scheduled)
-        self._stalled = not scheduled and not preempted
-        return StepPlan(tuple(scheduled), tuple(preempted)) if scheduled else None
+            self._admit(budget, parts)
+        self._stalled = not parts and not preempted
+        return Decision(tuple(parts), tuple(preempted)) if parts else None
+
+    def retire(self, sequences: Iterable[Sequence]) -> None:
+        """Take running sequences whose last token is being drawn out of the batch. They keep their blocks until that token is
+        known, and then go or are held."""
+        leaving = {sequence.sequence_id: sequence for sequence in sequences}
+        self._leaving.update(leaving)
+        self._running = [sequence for sequence in self._running if sequence.sequence_id not in leaving]
+
+    def collected(self, step: int) -> None:
+        """All steps up to this one are done: what cooled until then is free."""
+        self.blocks.collected(step)
+        self._stalled = False
 
     def check(self) -> list[str]:
         """Every violated invariant, in words: of the queues and of the blocks."""
@@ -190,18 +208,19 @@ class Scheduler:
         if len(self._running) > self._max_num_seqs:
             wrong.append(f"{len(self._running)} sequences run but {self._max_num_seqs} may")
         for sequence in members:
-            if not 0 <= sequence.computed_tokens <= min(len(sequence.tokens), len(sequence.blocks) * self.blocks.block_size):
-                wrong.append(f"{sequence.sequence_id} has {sequence.computed_tokens} computed tokens in {sequence.blocks}")
+            room = min(sequence.total_tokens, len(sequence.blocks) * self.blocks.block_size)
+            if not 0 <= sequence.computed_tokens <= sequence.launched_tokens <= room:
+                counts = f"{sequence.computed_tokens} computed, {sequence.launched_tokens} launched tokens"
+                wrong.append(f"{sequence.sequence_id} has {counts} in {sequence.blocks}")
         wrong += [f"{sequence.sequence_id} waits with blocks" for sequence in self._waiting if sequence.blocks]
         if self._waiting.tokens != sum(len(sequence.tokens) for sequence in self._waiting):
             wrong.append(f"{self._waiting.tokens} waiting tokens are counted wrongly")
         return wrong
 
-    def _schedule_chunk(self, sequence: Sequence, budget: int, scheduled: list[Scheduled]) -> int:
-        count = min(budget, sequence.uncomputed_tokens)
+    def _schedule_chunk(self, sequence: Sequence, budget: int, parts: list[Part]) -> int:
+        count = min(budget, sequence.unlaunched_tokens)
         if count > 0:
-            start = sequence.computed_tokens
-            scheduled.append(Scheduled(sequence, start, count, start + count == len(sequence.tokens)))
+            parts.append(Part(sequence, sequence.launched_tokens, count, count == sequence.unlaunched_tokens))
         return count
 
     def _promote(self) -> None:
@@ -209,7 +228,7 @@ class Scheduler:
             name = next(iter(self._ready))
             self._run(self._ready.pop(name))
 
-    def _admit(self, budget: int, scheduled: list[Scheduled]) -> None:
+    def _admit(self, budget: int, parts: list[Part]) -> None:
         while budget > 0 and len(self._running) < self._max_num_seqs:
             sequence = self._waiting.head()
             if sequence is None or not self.blocks.allocate(sequence, self._watermark()):
@@ -218,28 +237,31 @@ class Scheduler:
             if sequence.preemptions == 0:
                 sequence.cached_tokens = sequence.computed_tokens
             self._run(sequence)
-            budget -= self._schedule_chunk(sequence, budget, scheduled)
+            budget -= self._schedule_chunk(sequence, budget, parts)
 
-    def _form_batch(self) -> list[Sequence]:
+    def _form_batch(self, may_preempt: bool) -> list[Sequence] | None:
         """Fill the batch with those who are ready, and find room for the next token of everyone who decodes. Returns the
-        preempted."""
+        preempted, or None if somebody must be who may not."""
         self._promote()
-        preempted = self._grow_running()
-        while self._ready and not self._running:  # those who ran gave way to earlier arrivals
+        preempted = self._grow_running(may_preempt)
+        while preempted is not None and self._ready and not self._running:  # those who ran gave way to earlier arrivals
             self._promote()
-            preempted += self._grow_running()
+            more = self._grow_running(may_preempt)
+            preempted = None if more is None else preempted + more
         return preempted
 
-    def _grow_running(self) -> list[Sequence]:
+    def _grow_running(self, may_preempt: bool) -> list[Sequence] | None:
         """Oldest first, at the cost of the latest."""
         preempted: list[Sequence] = []
         size, index = self.blocks.block_size, 0
         while index < len(self._running):
             sequence = self._running[index]
-            if len(sequence.tokens) <= len(sequence.blocks) * size or self.blocks.grow(sequence):
+            if sequence.total_tokens <= len(sequence.blocks) * size or self.blocks.grow(sequence):
                 index += 1
-            else:
+            elif may_preempt:
                 preempted.append(self._preempt())
+            else:
+                return None
         return preempted
 
     def _preempt(self) -> Sequence:
@@ -260,6 +282,10 @@ class Scheduler:
     def _run(self, sequence: Sequence) -> None:
         sequence.status = Status.RUNNING
         insort(self._running, sequence, key=self._arrival)
+
+    def _leave(self, sequence: Sequence) -> None:
+        if self._leaving.pop(sequence.sequence_id, None) is None:
+            self._running.remove(sequence)
 
     def _watermark(self) -> int:
         grows = self._ready or self._reserved or any(not sequence.hold for sequence in self._running)
@@ -284,5 +310,5 @@ class Scheduler:
     def _members(self) -> Iterator[Sequence]:
         yield from self._waiting
         yield from self._running
-        for queue in (self._ready, self._reserved, self._held):
+        for queue in (self._ready, self._reserved, self._held, self._leaving):
             yield from queue.values()

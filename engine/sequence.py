@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+import msgspec
+
 from core.request import FinishReason
 from core.sampling import SamplingParams
 from engine.results import TokenLogprobs
@@ -33,7 +35,11 @@ class Sequence:
             already delivered.
         computed_tokens: tokens whose KV is in the cache, always `<= len(tokens)`. A sequence that decodes has
             `computed_tokens == len(tokens) - 1` before a step: the newest token's KV is not computed yet.
-        blocks: block ids, in order of position. Enough for `computed_tokens` plus whatever is scheduled.
+        launched_tokens: tokens whose KV is in the cache or will be, once all launched steps are done.
+        pending_tokens: tokens that launched steps draw, not known yet. They follow `tokens`.
+        last_step: number of the last launched step that computes something of it; 0 if there was none.
+        tenancy: goes up whenever its blocks are freed. What a step computes for an earlier tenancy is void.
+        blocks: block ids, in order of position. Enough for `launched_tokens`.
         hold: keep KV after the first drawn token instead of decoding on (prefill role).
         cached_tokens: how many prompt tokens the prefix cache supplied at first admission.
     """
@@ -49,6 +55,10 @@ class Sequence:
     first_token_s: float | None = None
     status: Status = Status.WAITING
     computed_tokens: int = 0
+    launched_tokens: int = 0
+    pending_tokens: int = 0
+    last_step: int = 0
+    tenancy: int = 0
     cached_tokens: int = 0
     blocks: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
@@ -64,12 +74,24 @@ class Sequence:
         return len(self.tokens) - self.prompt_tokens
 
     @property
-    def uncomputed_tokens(self) -> int:
-        return len(self.tokens) - self.computed_tokens
+    def total_tokens(self) -> int:
+        """How many tokens there will be, once all launched steps are done."""
+        return len(self.tokens) + self.pending_tokens
+
+    @property
+    def unlaunched_tokens(self) -> int:
+        """How many of those have yet to be computed, by steps to come. One in a sequence that decodes."""
+        return len(self.tokens) + self.pending_tokens - self.launched_tokens
+
+    @property
+    def drawn_out(self) -> bool:
+        """Whether a launched step draws its last token here: the first with `hold`, else that which reaches `max_tokens`."""
+        if self.pending_tokens == 0:
+            return False
+        return self.hold or self.total_tokens - self.prompt_tokens >= self.sampling.max_tokens
 
 
-@dataclass(frozen=True)
-class NewToken:
+class NewToken(msgspec.Struct, frozen=True, eq=False):
     """One drawn token. `finish` is set on the last of a generation; `stop_token` when a stop id ended it."""
 
     sequence: Sequence

@@ -10,8 +10,9 @@ from core.cost import CostModel
 from core.errors import ContextLengthExceeded, EngineFault, InvalidRequest, Overloaded, ProtocolError
 from core.request import FinishReason
 from core.sampling import SamplingParams
+from engine.decision import Part
 from engine.engine import Engine
-from engine.plan import Drawn, LayerListener, StepPlan, StepResult
+from engine.plan import Drawn, Handle, StepPlan, StepResult
 from engine.sequence import NewToken, Sequence, Status
 from engine.simulated_runner import SimulatedRunner
 from tests.support.engines import VOCAB, KVCheckingRunner, layout, run_alone, sequence, simulated_runner
@@ -20,15 +21,17 @@ PROMPT = list(range(10, 20))
 
 
 class ScriptedRunner(SimulatedRunner):
-    """Draws the tokens of a script, the same for every sequence, by output position."""
+    """Draws the tokens of a script, one a step, the same for every sequence."""
 
     def __init__(self, script: list[int], *, eos: frozenset[int] = frozenset({7}), max_model_len: int = 64) -> None:
         super().__init__(layout(4), 32, max_model_len, VOCAB, CostModel(), None, eos)
         self._script = script
+        self._place = -1
 
-    def run(self, plan: StepPlan, on_layer: LayerListener | None = None) -> StepResult:
-        sampled = [item.sequence for item in plan.scheduled if item.samples]
-        return StepResult(tuple(Drawn(self._script[owner.output_tokens]) for owner in sampled), {})
+    def collect(self, handle: Handle) -> StepResult:
+        drawn = super().collect(handle).drawn
+        self._place += 1
+        return StepResult((Drawn(self._script[self._place]),) * len(drawn), {})
 
 
 class FaultyRunner(KVCheckingRunner):
@@ -326,7 +329,7 @@ def test_kv_of_a_faulty_sequence_is_not_reused() -> None:
 @pytest.mark.parametrize("drawn", [(), (Drawn(1), Drawn(1)), (Drawn(-1),), (Drawn(VOCAB),)])
 def test_what_a_runner_must_not_draw_fails_the_sequence(drawn: tuple[Drawn, ...]) -> None:
     class Wild(ScriptedRunner):
-        def run(self, plan: StepPlan, on_layer: LayerListener | None = None) -> StepResult:
+        def collect(self, handle: Handle) -> StepResult:
             return StepResult(drawn, {})
 
     it = engine(Wild([]))
@@ -337,7 +340,7 @@ def test_what_a_runner_must_not_draw_fails_the_sequence(drawn: tuple[Drawn, ...]
 
 
 @pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_passes_through_and_the_step_can_be_taken_again(signal: type[BaseException]) -> None:
+def test_an_interrupt_passes_through_and_ends_the_step_that_it_broke(signal: type[BaseException]) -> None:
     def interrupt(plan: StepPlan) -> dict[int, str]:
         raise signal
 
@@ -347,22 +350,32 @@ def test_an_interrupt_passes_through_and_the_step_can_be_taken_again(signal: typ
     with pytest.raises(signal):
         it.step()
     runner.fault = None
+    ((failed, error),) = it.step().failed
+    assert (failed.sequence_id, "interrupted" in str(error)) == ("a", True)
+    it.add(sequence("b", PROMPT))
     assert [token.token for token in drain(it)] == run_alone(PROMPT, SamplingParams(max_tokens=8))
+    assert it.invariants() == []
 
 
-def test_a_listener_hears_of_each_layer_with_the_plan_it_belongs_to() -> None:
-    it = engine()
+def test_a_listener_hears_of_each_layer_what_is_computed_of_those_to_be_handed_over() -> None:
+    it = engine(max_num_batched_tokens=12)
+    it.add(sequence("h", PROMPT, hold=True))
     it.add(sequence("a", PROMPT))
-    heard: list[tuple[StepPlan, int]] = []
-    plan = it.step(lambda plan, layer: heard.append((plan, layer))).plan
-    assert heard == [(plan, 0), (plan, 1)]
+    heard: list[tuple[str, int, int, int]] = []
+
+    def listen(parts: tuple[Part, ...], layer: int) -> None:
+        heard.extend((part.sequence.sequence_id, part.start, part.count, layer) for part in parts)
+
+    while it.has_work:
+        it.step(listen)
+    assert heard == [("h", 0, 10, 0), ("h", 0, 10, 1)]
 
 
 def test_a_listener_that_calls_back_into_the_engine_fails_the_step_and_frees_nothing_in_use() -> None:
     it = engine()
-    it.add(sequence("a", PROMPT))
+    it.add(sequence("a", PROMPT, hold=True))
 
-    def meddle(plan: StepPlan, layer: int) -> None:
+    def meddle(parts: tuple[Part, ...], layer: int) -> None:
         it.cancel("a")
 
     output = it.step(meddle)

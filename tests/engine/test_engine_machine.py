@@ -10,9 +10,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from core.clock import ManualClock
 from core.config import EngineConfig
+from core.cost import CostModel
 from core.errors import ContextLengthExceeded, EngineFault, Overloaded
 from core.sampling import SamplingParams
-from engine.engine import Engine
+from engine.decision import Part
+from engine.engine import Engine, StepOutput
 from engine.plan import StepPlan
 from engine.sequence import NewToken, Sequence, Status
 from tests.support.engines import KVCheckingRunner, run_alone, sequence
@@ -47,7 +49,7 @@ class EngineMachine(RuleBasedStateMachine):
         super().__init__()
         self.lives: dict[str, Life] = {}
         self.count = 0
-        self.build(8, 4, 4, 8, True)
+        self.build(8, 4, 4, 8, True, 0)
 
     @initialize(
         num_blocks=st.integers(8, 14),
@@ -55,11 +57,15 @@ class EngineMachine(RuleBasedStateMachine):
         seqs=st.integers(1, 6),
         budget=st.integers(1, 8),
         prefix_cache=st.booleans(),
+        steps_ahead=st.sampled_from([0, 1, 1, 2]),
     )
-    def build(self, num_blocks: int, block_size: int, seqs: int, budget: int, prefix_cache: bool) -> None:
+    def build(
+        self, num_blocks: int, block_size: int, seqs: int, budget: int, prefix_cache: bool, steps_ahead: int
+    ) -> None:
         self.num_blocks, self.block_size, self.budget, self.seqs = num_blocks, block_size, budget, seqs
         self.clock = ManualClock()
-        self.runner = KVCheckingRunner(num_blocks, block_size, EOS_CHANCE)
+        self.runner = KVCheckingRunner(num_blocks, block_size, EOS_CHANCE, steps_ahead, CostModel(step_s=1.0), self.clock)
+        self.runner.salt_of = self.salt_of
         config = EngineConfig(
             max_num_seqs=seqs,
             max_num_batched_tokens=budget,
@@ -67,6 +73,9 @@ class EngineMachine(RuleBasedStateMachine):
             prefix_cache=prefix_cache,
         )
         self.engine = Engine(self.runner, config, self.clock)
+
+    def salt_of(self, row: int) -> bytes:
+        return next(owner.salt for owner, known in self.engine._writer._rows.items() if known.number == row)
 
     # --- entering -----------------------------------------------------------------------------------------------------
 
@@ -199,11 +208,27 @@ class EngineMachine(RuleBasedStateMachine):
             return
         output = self.engine.step()
         assert output.failed == ()
-        if output.plan is None:
+        if not output.parts:
             assert output.tokens == ()
             assert self.pinned(), "nothing is pinned, and yet there was nothing to compute"
             return
-        self.check_plan(output.plan)
+        self.check_parts(output.parts)
+        self.take(output.tokens)
+
+    @rule(times=st.integers(1, 3))
+    def launch(self, times: int) -> None:
+        """Without collecting, so that anything may happen while steps are in flight."""
+        for _ in range(times):
+            before = self.engine.in_flight
+            launched = self.engine.launch()
+            assert self.engine.in_flight == before + launched <= self.runner.steps_ahead + 1
+
+    @precondition(lambda self: self.engine.in_flight)
+    @rule()
+    def collect(self) -> None:
+        output = self.engine.collect()
+        assert output.failed == ()
+        self.check_parts(output.parts)
         self.take(output.tokens)
 
     def take(self, tokens: tuple[NewToken, ...]) -> None:
@@ -222,29 +247,34 @@ class EngineMachine(RuleBasedStateMachine):
     def pinned(self) -> bool:
         return bool(self.of(Status.HELD) or self.of(Status.WAITING, reserved=True))
 
-    def check_plan(self, plan: StepPlan) -> None:
-        assert 0 < plan.tokens <= self.budget
-        assert len(plan.scheduled) <= self.seqs
-        assert len({item.sequence.sequence_id for item in plan.scheduled}) == len(plan.scheduled)
-        assert all(item.count > 0 for item in plan.scheduled)
-        assert not any(victim.hold for victim in plan.preempted)
+    def check_parts(self, parts: tuple[Part, ...]) -> None:
+        assert 0 < sum(part.count for part in parts) <= self.budget
+        assert len(parts) <= self.seqs
+        assert len({part.sequence.sequence_id for part in parts}) == len(parts)
+        assert all(part.count > 0 for part in parts)
+        assert not any(part.sequence.hold and part.sequence.preemptions for part in parts)
 
     @precondition(lambda self: self.engine.has_work)
     @rule(faulty=st.sampled_from([None, 0, 0, 1]))
     def step_with_a_fault(self, faulty: int | None) -> None:
-        """One entry of the plan is faulty, or (None) the whole step raises."""
+        """One entry of a plan is faulty, or (None) the whole step raises."""
 
         def fault(plan: StepPlan) -> dict[int, str]:
             if faulty is None:
                 raise RuntimeError("injected")
             return {faulty: "injected"} if faulty < len(plan.scheduled) else {}
 
+        while self.engine.in_flight:
+            self.collect()
         self.runner.fault = fault
-        output = self.engine.step()
+        launched = self.engine.launch()
         self.runner.fault = None
-        scheduled = [item.sequence for item in output.plan.scheduled] if output.plan else []
-        doomed = scheduled if faulty is None else scheduled[faulty : faulty + 1]
+        self.engine.launch()
+        output = self.engine.collect() if launched else StepOutput()
+        owners = [part.sequence for part in output.parts]
+        doomed = owners if faulty is None else owners[faulty : faulty + 1]
         assert [failed for failed, _ in output.failed] == doomed
+        assert output.failed_whole == (bool(doomed) and doomed == owners)
         assert all(isinstance(error, EngineFault) for _, error in output.failed)
         for failed in doomed:
             self.bury(self.lives[failed.sequence_id])
@@ -266,6 +296,8 @@ class EngineMachine(RuleBasedStateMachine):
             for life in self.of(Status.WAITING, reserved=True):
                 self.start_one(life)
             self.step_once()
+        while self.engine.in_flight:
+            assert self.engine.collect().tokens == (), "only tokens past an end are left"
         assert self.engine.invariants() == []
         assert self.runner.wrong == []
 

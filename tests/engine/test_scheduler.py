@@ -4,7 +4,7 @@ import pytest
 
 from core.errors import ContextLengthExceeded, EngineFault, Overloaded
 from engine.block_manager import BlockManager
-from engine.plan import StepPlan
+from engine.decision import Decision
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Status
 from engine.waiting_queue import OrderKey, WaitingQueue
@@ -29,18 +29,18 @@ def prompt(name: str, tokens: int, max_tokens: int = 8, *, hold: bool = False, a
     return sequence(name, list(range(tokens)), max_tokens, hold=hold, arrived_s=arrived_s)
 
 
-def apply(plan: StepPlan | None) -> StepPlan:
-    """What an engine does with a plan, with a token of 1 always drawn."""
+def apply(plan: Decision | None) -> Decision:
+    """What an engine does with a decision, with a token of 1 always drawn."""
     assert plan is not None
-    for item in plan.scheduled:
-        item.sequence.computed_tokens = item.start + item.count
+    for item in plan.parts:
+        item.sequence.computed_tokens = item.sequence.launched_tokens = item.start + item.count
         if item.samples:
             item.sequence.tokens.append(1)
     return plan
 
 
-def shape(plan: StepPlan | None) -> list[tuple[str, int, int, bool]]:
-    return [(item.sequence.sequence_id, item.start, item.count, item.samples) for item in plan.scheduled] if plan else []
+def shape(plan: Decision | None) -> list[tuple[str, int, int, bool]]:
+    return [(item.sequence.sequence_id, item.start, item.count, item.samples) for item in plan.parts] if plan else []
 
 
 def test_with_nothing_to_do_there_is_no_plan() -> None:
@@ -72,7 +72,7 @@ def test_no_step_exceeds_its_tokens_or_its_sequences() -> None:
     for _ in range(5):
         plan = apply(it.schedule())
         assert plan.tokens <= 16
-        assert len(plan.scheduled) <= 3
+        assert len(plan.parts) <= 3
     assert it.waiting == 3
 
 
