@@ -458,7 +458,7 @@ def test_nobody_loses_blocks_to_a_claim_that_passes_an_older_one() -> None:
     it = scheduler(8)
     held(it, prompt("held", 24, hold=True, ticket=5))
     it.add(prompt("next", 8, max_tokens=1, ticket=1))
-    it.reserve(prompt("reserved", 8, max_tokens=1, ticket=2))
+    it.reserve(prompt("reserved", 12, max_tokens=1, ticket=2))
     assert said(it) == []
     assert shape(it.schedule()) == [("next", 0, 8, True)]
 
