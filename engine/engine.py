@@ -105,9 +105,9 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` may achieve something: steps are in flight, or one may be launched. A `launch` that finds all blocks kept
-        for transfers says no, and then there is no work until a sequence comes, goes or starts: so `while has_work: step()`
-        never spins."""
+        """Whether `step` may achieve something: steps are in flight, or one may be launched. A `launch` that finds all blocks
+        kept for transfers says no, and then there is no work until a sequence comes, goes or starts: so
+        `while has_work: step()` never spins."""
         return bool(self._flying) or self._scheduler.has_work
 
     @property

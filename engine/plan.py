@@ -18,6 +18,7 @@ schedulers send.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Rows
 from typing import Protocol
 
 import msgspec
@@ -130,3 +131,15 @@ class ModelRunner(Protocol):
     def collect(self, handle: Handle) -> StepResult:
         """Wait for a launched step, each once and in the order of their launches. When it returns, the device is done with the
         step: nothing of it reads or writes KV any more. Raises whatever broke the step."""
+
+
+def trial_plan(tokens: Rows[tuple[int, ...]], blocks: Rows[Rows[int]], start: int = 0, *, first_row: int = 0) -> StepPlan:
+    """A plan of new rows that compute their tokens from `start` on and draw one, for checks of a runner by itself."""
+    params = SamplingParams(temperature=1.0, top_p=0.9)
+    numbers = range(first_row, first_row + len(tokens))
+    return StepPlan(
+        0,
+        tuple(Scheduled(row, start, len(own) - start, True) for row, own in zip(numbers, tokens, strict=True)),
+        admitted=tuple(Admitted(row, own, len(own), params) for row, own in zip(numbers, tokens, strict=True)),
+        blocks=tuple(BlocksAdded(row, 0, tuple(own)) for row, own in zip(numbers, blocks, strict=True)),
+    )

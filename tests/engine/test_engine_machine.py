@@ -59,9 +59,7 @@ class EngineMachine(RuleBasedStateMachine):
         prefix_cache=st.booleans(),
         steps_ahead=st.sampled_from([0, 1, 1, 2]),
     )
-    def build(
-        self, num_blocks: int, block_size: int, seqs: int, budget: int, prefix_cache: bool, steps_ahead: int
-    ) -> None:
+    def build(self, num_blocks: int, block_size: int, seqs: int, budget: int, prefix_cache: bool, steps_ahead: int) -> None:
         self.num_blocks, self.block_size, self.budget, self.seqs = num_blocks, block_size, budget, seqs
         self.clock = ManualClock()
         self.runner = KVCheckingRunner(num_blocks, block_size, EOS_CHANCE, steps_ahead, CostModel(step_s=1.0), self.clock)
