@@ -28,7 +28,7 @@ from core.sampling import SamplingParams
 from engine.results import TokenLogprobs
 
 
-class Scheduled(msgspec.Struct, frozen=True, array_like=True):
+class Scheduled(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Compute tokens `[start, start + count)` of a row; `samples` when that reaches its last token, so that one new token is
     drawn."""
 
@@ -38,7 +38,7 @@ class Scheduled(msgspec.Struct, frozen=True, array_like=True):
     samples: bool
 
 
-class Admitted(msgspec.Struct, frozen=True, array_like=True):
+class Admitted(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """From now on `row` is a sequence with these tokens, prompt and output; `prompt_tokens` of them are the prompt."""
 
     row: int
@@ -47,7 +47,7 @@ class Admitted(msgspec.Struct, frozen=True, array_like=True):
     sampling: SamplingParams
 
 
-class BlocksAdded(msgspec.Struct, frozen=True, array_like=True):
+class BlocksAdded(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """`blocks` follow the first `at` of the row's block table. An admitted row begins with none."""
 
     row: int
@@ -55,7 +55,7 @@ class BlocksAdded(msgspec.Struct, frozen=True, array_like=True):
     blocks: tuple[int, ...]
 
 
-class StepPlan(msgspec.Struct, frozen=True, array_like=True):
+class StepPlan(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One step, at least one row of which is scheduled. `step` counts up by one from plan to plan of an engine."""
 
     step: int
@@ -69,14 +69,14 @@ class StepPlan(msgspec.Struct, frozen=True, array_like=True):
         return sum(item.count for item in self.scheduled)
 
 
-class Drawn(msgspec.Struct, frozen=True, array_like=True):
+class Drawn(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The token drawn for one sampling entry of a plan."""
 
     token: int
     logprobs: TokenLogprobs | None = None
 
 
-class StepResult(msgspec.Struct, frozen=True, array_like=True):
+class StepResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """`drawn[i]` belongs to the i-th entry of the plan that `samples`. `faults` maps plan indexes of entries whose result
     is unusable (for instance all logits not finite) to why; such entries are still in `drawn`, with a token of -1."""
 
