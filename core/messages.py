@@ -194,8 +194,13 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What an instance is busy with. `steps` grows with every engine step: a heart that beats over a stuck step loop
-    shows as `steps` standing still while `running` is not zero."""
+    """What an instance is busy with.
+
+    `steps` grows with every engine step, `step_age_s` is how long ago the loop last came round, `stalled_s` how long there has
+    been no sign of life: no turn of the loop or, in a step, no layer and no end of it on the device. Both are measured anew for
+    each beat, so that a heart that beats over a loop or a device that hangs shows it; without work they stay near 0.
+    `newest_ticket` is the largest ticket seen here.
+    """
 
     waiting: int = 0
     waiting_tokens: int = 0
@@ -206,6 +211,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     steps: int = 0
     step_age_s: float = 0.0
     draining: bool = False
+    newest_ticket: int = 0
+    stalled_s: float = 0.0
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):

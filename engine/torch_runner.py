@@ -29,8 +29,8 @@ from engine.cuda_graph import MAX_BUCKET, CudaRecorder, Limits, RecordedDecode, 
 from engine.kv_cache import KVCache, affordable_blocks, allocate, layout_of
 from engine.model import LoadedModel, load_model
 from engine.plan import Handle, LayerListener, StepPlan, StepResult, trial_plan
-from engine.row_sampler import Draws, RowSampler
 from engine.runner_rows import RunnerRows
+from engine.sampling.sampler import Draws, Sampler
 from engine.self_check import CHECK_TOKENS, check_against, differences, more_than_rounding, reference_logits
 
 _BLOCK_TOKENS = 16
@@ -89,7 +89,7 @@ class TorchRunner:
         self._cache = cache
         self._rows = RunnerRows(loaded.device)
         self._builder = BatchBuilder(cache.layout.block_size, loaded.device, self._rows)
-        self._sampler = RowSampler(loaded.vocab_size, loaded.eos_token_ids)
+        self._sampler = Sampler(loaded.vocab_size, loaded.eos_token_ids, loaded.device)
         self._steps_ahead = int(is_cuda) if steps_ahead is None else steps_ahead
         self.accelerated = accelerated or {}
         self.refused_backends = selection.refused

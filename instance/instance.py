@@ -136,7 +136,7 @@ class Instance:
         outbox = Outbox(self._address, self._peers, self._clock)
         lease_s = spec.config.transfer.lease_s
         transport = TcpTransport(host=self._host)
-        secret, carriers = spec.keys.transfer_secret, carriers_for(spec.config.transfer.transport)
+        secret, carriers = spec.keys.transfer_secret, carriers_for(spec.config.transfer.transport, self._host)
         prefill: PrefillWorker | None = None
         decode: DecodeWorker | None = None
         if spec.role in (Role.PREFILL, Role.MIXED):

@@ -9,6 +9,7 @@ from core.config import EngineConfig
 from core.errors import ConfigError
 from core.sampling import SamplingParams
 from engine.decision import Part
+from engine.plan_writer import PlanWriter
 from engine.sequence import Sequence
 from engine.torch_runner import TorchRunner
 from tests.support.plans import Plans, run
@@ -108,3 +109,16 @@ def test_a_model_that_cannot_keep_some_logits_only_gives_the_same(model_folder, 
     every = TorchRunner.load(folder, config).logits(step)
     assert kept.shape == every.shape == (1, 512)
     torch.testing.assert_close(kept, every, atol=1e-5, rtol=1e-5)
+
+
+def test_a_penalised_row_that_drew_its_output_draws_what_one_that_comes_with_it_draws(runner):
+    """Though the host never tells the row what it drew."""
+    harsh = SamplingParams(temperature=0.0, repetition_penalty=1.8, presence_penalty=1.0, frequency_penalty=0.5)
+    s, plans = Sequence("a", [5, 6, 7], 3, harsh, blocks=[0, 1, 2]), PlanWriter()
+    for _ in range(6):
+        start = 0 if len(s.tokens) == 3 else len(s.tokens) - 1
+        (drawn,) = run(runner, plans.write((Part(s, start, len(s.tokens) - start, True),))).drawn
+        with_output = Sequence("b", list(s.tokens), 3, harsh, blocks=[6, 7, 8])
+        assert run(runner, plans.write_alone(with_output)).drawn == (drawn,)
+        s.tokens.append(drawn.token)
+    assert len(set(s.tokens)) > 5

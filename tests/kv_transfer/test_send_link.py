@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from core.clock import ManualClock, MonotonicClock
 from core.errors import CorruptTransfer, LeaseExpired, TransferError
-from kv_transfer.byte_store import ByteStore
 from kv_transfer.carriers.inline import INLINE
-from kv_transfer.events import Broken, Delivered, SendFailed
+from kv_transfer.events import Delivered, SendFailed
 from kv_transfer.frames import HEADER_BYTES, Commit, Kind, SessionDigest, pack_body, pack_frame, parse_header
 from kv_transfer.protocol import Handshake, Identity, Peer
 from kv_transfer.sender import KVSender
 from kv_transfer.sessions import SendSession
-from kv_transfer.store import Fence
 from kv_transfer.transport import Connection
 from kv_transfer.transports.inproc import InprocTransport
+from kv_transfer.transports.tcp import TcpTransport
 from tests.kv_transfer.rig import SECRET, Inbox, connected, filled, layout
 
 STOP = 8
@@ -128,45 +126,84 @@ def test_a_session_that_starves_costs_the_connection_so_that_nothing_stays_stuck
     listener.close()
 
 
-class FencedStore(ByteStore):
-    """An engine whose writes are not visible until the fence opens, as on a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__(layout(), 32)
-        self.open, self.waiting, self.reads = threading.Event(), threading.Event(), 0
-
-    def fence(self) -> Fence:
-        return self
-
-    def wait(self) -> None:
-        self.waiting.set()
-        assert self.open.wait(20)
-
-    def read(self, layer: int, blocks: Sequence[int], start: int, count: int, out: memoryview) -> None:
-        assert self.open.is_set(), "read before the fence"
-        self.reads += 1
-        super().read(layer, blocks, start, count, out)
+# --- what a grant may say ---------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_read_before_its_fence() -> None:
-    store = FencedStore()
-    with connected(store) as pair:
-        pair.receiver.open(1, "a", [1, 2], 0, STOP, 60.0)
-        session = pair.sender.begin("a", 1, pair.receiver.endpoint, [4, 2], 0, STOP, 60.0)
-        send_all(session)
-        assert store.waiting.wait(20)
-        store.open.set()
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"first_token": STOP + 1}, "first_token"),
+        ({"first_token": -1}, "first_token"),
+        ({"grant": -1}, "64 bits"),
+        ({"grant": 1 << 64}, "64 bits"),
+        ({"grant": 1}, "twice"),
+        ({"lease_s": 0.0}, "lease_s"),
+        ({"lease_s": float("nan")}, "lease_s"),
+        ({"lease_s": float("inf")}, "lease_s"),
+        ({"endpoint": "inproc:99"}, "nobody listens"),
+        ({"incarnation": 9}, "incarnation"),
+    ],
+)
+def test_a_grant_that_cannot_be_fails_its_session_and_nothing_else(wrong: dict[str, object], why: str) -> None:
+    with connected() as pair:
+        pair.receiver.open(1, "good", [1, 2], 0, STOP, 60.0)
+        good = pair.sender.begin("good", 1, pair.receiver.endpoint, [4, 2], 0, STOP, 60.0)
+        terms = {"grant": 2, "endpoint": pair.receiver.endpoint, "blocks": [4, 2], "first_token": 0, "lease_s": 60.0, **wrong}
+        bad = pair.sender.begin("bad", num_tokens=STOP, **terms)  # type: ignore[arg-type]
+        (failed,) = pair.sent.expect(SendFailed)
+        assert failed.attempt == "bad"
+        assert why in str(failed.error)
+        assert bad.ended
+        send_all(bad)
+        assert not bad.abort("again")
+        send_all(good)
         pair.sent.expect(Delivered)
+        assert len(pair.sent.events) == 2
 
 
-def test_abort_does_not_wait_for_a_fence_and_what_waits_there_is_not_read() -> None:
-    store = FencedStore()
-    with connected(store) as pair:
-        pair.receiver.open(1, "a", [1, 2], 0, STOP, 60.0)
-        session = pair.sender.begin("a", 1, pair.receiver.endpoint, [4, 2], 0, STOP, 60.0)
+def test_an_endpoint_that_is_no_name_is_a_transfer_error() -> None:
+    inbox = Inbox()
+    with KVSender(filled(layout()), TcpTransport(), SECRET, "model", 1, MonotonicClock(), inbox) as sender:
+        for number, endpoint in enumerate(["", "x", "a" * 100 + ":1", "\ud800:1", "a..b:1", "[::1]:x"]):
+            sender.begin("a", number, endpoint, [4, 2], 0, STOP, 60.0)
+            assert type(inbox.expect(SendFailed, number + 1)[number].error) is TransferError
+
+
+def test_a_number_of_programmers_is_a_value_error() -> None:
+    with connected() as pair, pytest.raises(ValueError, match="num_tokens"):
+        pair.sender.begin("a", 1, pair.receiver.endpoint, [4, 2], 0, -1, 60.0)
+
+
+def test_the_next_incarnation_of_a_peer_may_use_its_numbers_again_at_once() -> None:
+    """The first incarnation is dead without a word: its session and its connection are still there."""
+    wires, inbox = InprocTransport(), Inbox()
+    listener = wires.listen()
+    with KVSender(filled(layout()), wires, SECRET, "model", 1, MonotonicClock(), inbox) as sender:
+        peers = []
+        for incarnation in (5, 6):
+            session = sender.begin(f"a{incarnation}", 7, listener.endpoint, [4, 2], 0, STOP, 60.0, incarnation)
+            connection = listener.accept()
+            peer, _ = Handshake(Identity("model", layout(), incarnation), SECRET, INLINE).answer(connection)
+            peers.append(FakeReceiver(connection, peer))
         send_all(session)
-        assert store.waiting.wait(20)
-        assert session.abort("preempted")
-        store.open.set()
-        pair.received.expect(Broken)
-        assert store.reads == 0
+        peers[1].read_session()
+        peers[1].reply(Kind.COMMIT, peers[1].commit(), grant=7)
+        assert [event.attempt for event in inbox.expect(Delivered)] == ["a6"]
+        assert inbox.of(SendFailed) == []
+        for fake in peers:
+            fake.connection.close()
+    listener.close()
+
+
+def test_a_dial_that_nobody_waits_for_any_more_is_given_up() -> None:
+    wires, inbox = InprocTransport(), Inbox()
+    listener = wires.listen()
+    with KVSender(filled(layout()), wires, SECRET, "model", 1, MonotonicClock(), inbox) as sender:
+        session = sender.begin("a", 1, listener.endpoint, [4, 2], 0, STOP, 60.0)
+        silent = listener.accept()
+        silent.recv_into(memoryview(bytearray(1)))  # the handshake has begun
+        assert session.abort("changed my mind")
+        with pytest.raises(TransferError):
+            silent.recv_into(memoryview(bytearray(1 << 20)))
+        silent.close()
+    listener.close()

@@ -42,8 +42,9 @@ class Rig:
         self.outbox.flush()
 
     def grant(self, attempt: str = "a", first_token: int = 0) -> None:
+        number = 1 + len(self.sender.sessions)
         self.worker.granted(
-            Grant(attempt=attempt, grant=1, decode=DECODE, kv_endpoint="d:1", first_token=first_token, lease_s=LEASE_S)
+            Grant(attempt=attempt, grant=number, decode=DECODE, kv_endpoint="d:1", first_token=first_token, lease_s=LEASE_S)
         )
 
     def idle(self) -> bool:

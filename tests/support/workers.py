@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from core.clock import ManualClock
 from core.config import EngineConfig
 from core.cost import CostModel
+from core.errors import TransferError
 from core.layout import KVLayout, LayerShape
 from core.messages import Address, Message, Submit
 from core.sampling import SamplingParams
 from core.tokens import pack_tokens
 from engine.engine import Engine
 from engine.simulated_runner import SimulatedRunner
+from kv_transfer.events import SendFailed
+from kv_transfer.terms import check_push, check_room, check_tail, check_terms
 
 PREFILL = Address("prefill", 1, "tcp://prefill")
 DECODE = Address("decode", 1, "tcp://decode")
@@ -38,48 +42,105 @@ class FakePeers:
         return taken
 
 
+LAYOUT = KVLayout.whole(layers=(LayerShape(1, 4, 4),) * LAYERS, dtype="float32", block_size=BLOCK_SIZE)
+
+
 @dataclass
 class FakeSession:
-    """Remembers which tokens of which layer were pushed."""
+    """Remembers which tokens of which layer were pushed. A call that would fail a real session fails the test."""
 
+    attempt: str
+    grant: int
+    blocks: Sequence[int]
     first_token: int
     num_tokens: int
     pushed: dict[int, set[int]] = field(default_factory=dict)
     tail: bytes | None = None
     aborted: str | None = None
+    ended: bool = False
 
     def push(self, layer: int, start: int, count: int) -> None:
+        if self.ended:
+            return
         assert self.tail is None
-        assert self.aborted is None
-        wanted = set(range(max(start, self.first_token), min(start + count, self.num_tokens)))
-        self.pushed.setdefault(layer, set()).update(wanted)
+        check_push(LAYOUT, layer, start, count)
+        stop = min(start + count, self.num_tokens)
+        if stop > max(start, self.first_token):
+            check_room(LAYOUT, len(self.blocks), stop)
+        self.pushed.setdefault(layer, set()).update(range(max(start, self.first_token), stop))
 
     def finish(self, tail: bytes) -> None:
+        if self.ended:
+            return
         everything = set(range(self.first_token, self.num_tokens))
-        assert all(self.pushed.get(layer) == everything for layer in range(LAYERS)), self.pushed
+        assert self.tail is None
+        assert all(self.pushed.get(layer, set()) == everything for layer in range(LAYERS)), self.pushed
+        check_tail(tail)
         self.tail = tail
 
     def abort(self, reason: str) -> bool:
-        self.aborted = reason
+        if self.ended:
+            return False
+        self.aborted, self.ended = reason, True
         return True
 
 
 @dataclass
 class FakeSender:
-    sessions: dict[str, FakeSession] = field(default_factory=dict)
+    """Takes what the real one takes. `failed` are the events of sessions that could not be."""
 
-    def begin(self, *, attempt: str, first_token: int, num_tokens: int, **_: object) -> FakeSession:
-        session = self.sessions[attempt] = FakeSession(first_token, num_tokens)
+    sessions: dict[str, FakeSession] = field(default_factory=dict)
+    failed: list[SendFailed] = field(default_factory=list)
+    _grants: set[tuple[str, int | None, int]] = field(default_factory=set)
+
+    def begin(
+        self,
+        *,
+        attempt: str,
+        grant: int,
+        endpoint: str,
+        blocks: Sequence[int],
+        first_token: int,
+        num_tokens: int,
+        lease_s: float,
+        incarnation: int | None = None,
+        windowed: bool = False,
+    ) -> FakeSession:
+        session = self.sessions[attempt] = FakeSession(attempt, grant, blocks, first_token, num_tokens)
+        try:
+            check_terms(grant, first_token, num_tokens, lease_s)
+            if (endpoint, incarnation, grant) in self._grants:
+                raise ValueError(f"Got grant {grant} twice")
+        except ValueError as error:
+            session.ended = True
+            self.failed.append(SendFailed(attempt, TransferError(str(error))))
+        self._grants.add((endpoint, incarnation, grant))
         return session
 
 
 @dataclass
 class FakeReceiver:
+    """Takes what the real one takes."""
+
     endpoint: str = "127.0.0.1:1"
     open_grants: dict[int, str] = field(default_factory=dict)
     renewed: list[int] = field(default_factory=list)
 
-    def open(self, *, grant: int, attempt: str, **_: object) -> None:
+    def open(
+        self,
+        *,
+        grant: int,
+        attempt: str,
+        blocks: Sequence[int],
+        first_token: int,
+        num_tokens: int,
+        lease_s: float,
+        windowed: bool = False,
+    ) -> None:
+        check_terms(grant, first_token, num_tokens, lease_s)
+        check_room(LAYOUT, len(blocks), num_tokens)
+        if grant in self.open_grants:
+            raise ValueError(f"Got {grant = } but it is open already")
         self.open_grants[grant] = attempt
 
     def renew(self, grant: int) -> bool:
@@ -91,9 +152,8 @@ class FakeReceiver:
 
 
 def engine(clock: ManualClock, num_blocks: int = 64, **config: object) -> Engine:
-    layout = KVLayout.whole(layers=(LayerShape(1, 4, 4),) * LAYERS, dtype="float32", block_size=BLOCK_SIZE)
     runner = SimulatedRunner(
-        layout=layout,
+        layout=LAYOUT,
         num_blocks=num_blocks,
         max_model_len=200,
         vocab_size=100,
