@@ -21,8 +21,8 @@ from core.clock import Clock
 from core.errors import EngineFault, HetServeError, InvalidRequest, Unavailable
 from core.messages import Abandon, Cancel, Grant, Load, Message, Renew, Revoke, Submit
 from decode.worker import DecodeWorker
+from engine.decision import Part
 from engine.engine import Engine
-from engine.plan import StepPlan
 from engine.sequence import NewToken, Sequence
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
 from mail.mailbox import Mailbox
@@ -135,9 +135,9 @@ class EngineLoop:
             self._failed(sequence, error)
         if self._prefill is not None:
             self._prefill.stepped()
-        if output.plan is not None:
-            self._notice_loss(len(output.failed) == len(output.plan.scheduled))
-        return output.plan is not None
+        if output.parts:
+            self._notice_loss(output.failed_whole)
+        return bool(output.parts)
 
     def _notice_loss(self, failed_whole: bool) -> None:
         """End the loop, and with it the instance, when steps fail because the device does. A request that breaks its steps
@@ -148,7 +148,7 @@ class EngineLoop:
             if not self._engine.responds():
                 raise EngineFault(f"{LOST_STEPS} steps in a row failed, and so did one token by itself")
 
-    def _layer_written(self, plan: StepPlan, layer: int) -> None:
+    def _layer_written(self, parts: tuple[Part, ...], layer: int) -> None:
         while len(self._backlog) < MOST_BACKLOG and (message := self._mailbox.receive()) is not None:
             match message:
                 case Grant() if self._prefill is not None:
@@ -158,7 +158,7 @@ class EngineLoop:
                 case _:
                     self._backlog.append(message)
         if self._prefill is not None:
-            self._prefill.layer_written(plan, layer)
+            self._prefill.layer_written(parts, layer)
             self._prefill.renew()
         if self._decode is not None:
             self._decode.renew()

@@ -28,8 +28,8 @@ from core.clock import Clock
 from core.errors import DeadlineExceeded, EngineFault, HetServeError, InvalidRequest, LeaseExpired
 from core.messages import Abandon, Address, Grant, Handoff, Renew, ServedBy, Submit, TokenItem, TokenLogprobs
 from core.tokens import unpack_tokens
+from engine.decision import Part
 from engine.engine import Engine
-from engine.plan import StepPlan
 from engine.sequence import NewToken, Sequence, Status
 from kv_transfer.events import Delivered, SendFailed
 from kv_transfer.sessions import Sender, SendSession
@@ -134,9 +134,9 @@ class PrefillWorker:
 
     # --- the step -----------------------------------------------------------------------------------------------------
 
-    def layer_written(self, plan: StepPlan, layer: int) -> None:
+    def layer_written(self, parts: tuple[Part, ...], layer: int) -> None:
         """Push what the running step just wrote of one layer, while the next layers compute."""
-        for item in plan.scheduled:
+        for item in parts:
             attempt = self._attempts.get(item.sequence.sequence_id)
             if attempt is None:
                 continue

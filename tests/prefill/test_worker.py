@@ -10,8 +10,8 @@ import pytest
 from core.clock import ManualClock
 from core.errors import LeaseExpired, TransferAborted
 from core.messages import Abandon, Failed, Grant, Handoff, Renew, Tokens
+from engine.decision import Part
 from engine.engine import Engine
-from engine.plan import StepPlan
 from kv_transfer.events import Delivered, SendFailed
 from kv_transfer.sender import KVSender
 from mail.outbox import Outbox
@@ -83,12 +83,12 @@ def test_a_grant_in_the_middle_of_a_step_pushes_at_once_what_is_written() -> Non
     rig.worker.submit(submission("a", "prefill", tokens=10))
     seen: list[dict[int, set[int]]] = []
 
-    def layer_written(plan: StepPlan, layer: int) -> None:
+    def layer_written(parts: tuple[Part, ...], layer: int) -> None:
         if layer == 1:
             rig.worker.granted(
                 Grant(attempt="a", grant=1, decode=DECODE, kv_endpoint="d:1", first_token=0, lease_s=LEASE_S), stepping=True
             )
-        rig.worker.layer_written(plan, layer)
+        rig.worker.layer_written(parts, layer)
         seen.append(dict(rig.sender.sessions["a"].pushed) if rig.sender.sessions else {})
 
     rig.engine.step(layer_written)
@@ -104,14 +104,14 @@ def test_a_grant_in_the_middle_of_somebody_elses_step_is_not_forgotten(held: boo
     rig.worker.submit(submission("b", "prefill", tokens=8))
     running, granted = ("b", "a") if held else ("a", "b")
 
-    def layer_written(plan: StepPlan, layer: int) -> None:
-        assert [item.sequence.sequence_id for item in plan.scheduled] == [running]
+    def layer_written(parts: tuple[Part, ...], layer: int) -> None:
+        assert [part.sequence.sequence_id for part in parts] == [running]
         if layer == 1:
             rig.worker.granted(
                 Grant(attempt=granted, grant=1, decode=DECODE, kv_endpoint="d:1", first_token=0, lease_s=LEASE_S),
                 stepping=True,
             )
-        rig.worker.layer_written(plan, layer)
+        rig.worker.layer_written(parts, layer)
 
     for token in rig.engine.step(layer_written).tokens:
         rig.worker.drawn(token)
