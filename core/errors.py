@@ -10,7 +10,8 @@
     ├── Overloaded                429  bounded queues are full; `retry_after_s` says when to come back
     ├── DeadlineExceeded          504
     ├── Unavailable               503  no instance can serve this now (starting, draining, or lost)
-    │   └── WorkerLost            503  the worker holding the attempt died or was fenced
+    │   ├── WorkerLost            503  the worker holding the attempt died or was fenced
+    │   └── AttemptLost           503  the worker knows nothing of the attempt: its `Submit` was lost, or its end long told
     ├── EngineFault               500  one sequence failed inside an engine; the engine lives on
     ├── TransferError             503  KV did not arrive; the attempt may be retried elsewhere
     │   ├── HandshakeRefused           peers disagree on version, model, layout or dtype; `field` names which
@@ -100,6 +101,10 @@ class Unavailable(HetServeError):
 
 class WorkerLost(Unavailable):
     code = "worker_lost"
+
+
+class AttemptLost(Unavailable):
+    code = "attempt_lost"
 
 
 class EngineFault(HetServeError):
