@@ -283,7 +283,7 @@ class Controller:
             case Silent(name, incarnation, for_s):
                 self._condemn(name, incarnation, f"no answer for {for_s:.1f} s")
             case Pulse(name, incarnation, progress_age_s) if progress_age_s >= self._config.health.stuck_after_s:
-                self._condemn(name, incarnation, f"stuck: no step came to its end for {progress_age_s:.1f} s")
+                self._condemn(name, incarnation, f"stuck: no sign of life for {progress_age_s:.1f} s")
 
     def _condemn(self, name: str, incarnation: int, reason: str) -> None:
         kill = self._reconciler.condemn(name, incarnation, reason)

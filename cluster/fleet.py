@@ -4,7 +4,8 @@ Each actor has one call outstanding that tells its fate: `start` until that retu
 is ready, or ended. An end is reported once Ray has declared the actor dead. The process is gone by then, but for one that is
 stopped (SIGSTOP): Ray kills it a moment later (`kill_worker_timeout_milliseconds`), and its incarnation fences it until then.
 Beside that, actors are pinged: a process that is there and answers nothing (stopped, swapped out, its node unreachable) is
-reported as silent. What the others answer, how long ago their work went on, is reported as their pulse.
+reported as silent. What the others answer, how long ago their last sign of life was, is reported as their pulse. Silence counts
+only while somebody listens: a controller that was itself stopped for a while has not been left unanswered for so long.
 
 Owned by one thread at a time; `kill` alone may be called from any. Neighbour: `cluster.controller` drives it.
 """
@@ -36,11 +37,11 @@ class _Live:
     order: Order
     handle: Any
     fate: Any
-    answered_s: float
     ready: bool = False
     verdict: Ended | None = None
     ping: Any = None
     pinged_s: float = 0.0
+    silent_s: float = 0.0
 
 
 def environment(threads: int, python_path: tuple[str, ...], model: str) -> dict[str, str]:
@@ -62,21 +63,21 @@ class Fleet:
     """The actors of one cluster, at most one per name."""
 
     def __init__(
-        self, clock: Clock, python_path: tuple[str, ...] = (), ping_period_s: float = 1.0, silent_after_s: float = 30.0
+        self, clock: Clock, python_path: tuple[str, ...] = (), ping_period_s: float = 0.5, silent_after_s: float = 3.0
     ) -> None:
         self._clock = clock
         self._python_path = python_path
         self._ping_period_s = ping_period_s
         self._silent_after_s = silent_after_s
         self._live: dict[str, _Live] = {}
+        self._listened_s = clock.now()
 
     def spawn(self, order: Order) -> None:
         """Begin to make an actor and to start what it holds. Returns at once; `poll` tells how it went."""
         actor = GatewayActor if isinstance(order.spec, GatewaySpec) else EngineActor
         variables = environment(order.threads, self._python_path, order.spec.config.model)
         handle = actor.options(runtime_env={"env_vars": variables}, **order.options).remote(order.factory, order.spec)
-        now_s = self._clock.now()
-        self._live[order.name] = _Live(order, handle, handle.start.remote(), answered_s=now_s, pinged_s=now_s)
+        self._live[order.name] = _Live(order, handle, handle.start.remote(), pinged_s=self._clock.now())
 
     def poll(self, timeout_s: float) -> list[Event]:
         """What became known, waiting up to `timeout_s` for the first of it."""
@@ -134,7 +135,7 @@ class Fleet:
             return live.verdict or Ended(order.name, order.incarnation, _first_line(error))
         if live.verdict is not None or live.ready:
             return self._condemn(live, live.verdict or Ended(order.name, order.incarnation, "it stopped"))
-        live.ready, live.fate, live.answered_s = True, live.handle.wait.remote(), self._clock.now()
+        live.ready, live.fate = True, live.handle.wait.remote()
         return Ready(order.name, order.incarnation, result)
 
     def _condemn(self, live: _Live, verdict: Ended) -> Event | None:
@@ -147,20 +148,24 @@ class Fleet:
     def _listen(self) -> list[Event]:
         """Collect the answers to pings and send new ones."""
         now_s = self._clock.now()
+        listened_s = min(now_s - self._listened_s, self._ping_period_s)
+        self._listened_s = now_s
         events: list[Event] = []
         pings = {live.ping: live for live in self._live.values() if live.ping is not None}
         if pings:
             answered, _ = ray.wait(list(pings), num_returns=len(pings), timeout=0)
             for reference in answered:
-                pings[reference].ping, pings[reference].answered_s = None, now_s
+                pings[reference].ping, pings[reference].silent_s = None, 0.0
                 events += _pulse(pings[reference].order, reference)
         for live in self._live.values():
             if not live.ready:
                 continue
-            if live.ping is None and now_s - live.pinged_s >= self._ping_period_s:
+            if live.ping is not None:
+                live.silent_s += listened_s
+                if live.silent_s >= self._silent_after_s:
+                    events.append(Silent(live.order.name, live.order.incarnation, live.silent_s))
+            elif now_s - live.pinged_s >= self._ping_period_s:
                 live.ping, live.pinged_s = live.handle.ping.remote(), now_s
-            if live.ping is not None and now_s - live.answered_s >= self._silent_after_s:
-                events.append(Silent(live.order.name, live.order.incarnation, now_s - live.answered_s))
         return events
 
 

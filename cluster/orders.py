@@ -63,7 +63,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Pulse:
-    """It answers. Its engine loop last came round `progress_age_s` ago, working or idle."""
+    """It answers. It last gave a sign of life `progress_age_s` ago: its loop came round, or a layer of its step ended."""
 
     name: str
     incarnation: int

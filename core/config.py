@@ -169,12 +169,14 @@ class TransferConfig(_Section):
 
 
 class HealthConfig(_Section):
-    """Workers beat every `heartbeat_s`; silence for `dead_after_s` means dead; a busy engine that makes no step for
-    `stuck_after_s` is stuck."""
+    """Workers beat every `heartbeat_s`; silence for `dead_after_s` means dead. One with work that shows no sign of life for
+    `stuck_after_s` is stuck: gateways move its work elsewhere, and the controller replaces it. A long step is not a death: each
+    layer of it that comes to its end is a sign of life, so `stuck_after_s` has to be longer than one layer, not than one step.
+    """
 
     heartbeat_s: float = Field(default=0.2, gt=0)
     dead_after_s: float = Field(default=1.5, gt=0)
-    stuck_after_s: float = Field(default=30.0, gt=0)
+    stuck_after_s: float = Field(default=3.0, gt=0)
     drain_timeout_s: float = Field(default=60.0, ge=0)
 
     @model_validator(mode="after")

@@ -11,6 +11,8 @@ from zmq.auth.thread import ThreadAuthenticator
 from mail.keys import ClusterKeys
 
 DOMAIN = "hetserve"
+MOST_SOCKETS = 8192
+"""Of one process: its threads share the context, and ZeroMQ's own limit of 1,023 is that of one large thread."""
 
 
 class Door:
@@ -19,6 +21,7 @@ class Door:
     def __init__(self, keys: ClusterKeys) -> None:
         self.keys = keys
         self.context = zmq.Context()
+        self.context.set(zmq.MAX_SOCKETS, MOST_SOCKETS)
         self._authenticator = ThreadAuthenticator(self.context)
         self._authenticator.start()
         self._authenticator.configure_curve_callback(DOMAIN, credentials_provider=_Members(keys))

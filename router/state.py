@@ -38,6 +38,8 @@ class Instance:
     Attributes:
         kind: equal for instances whose KV is interchangeable (same fingerprint and layout).
         capacity_tokens: the longest context that it could ever hold: by the model, and by the size of its cache.
+        stuck: it has work and shows no sign of life.
+        refusing: it turned work away (it drains, or its role changed) and no heartbeat has said since how it stands.
         waiting_tokens: prompt tokens that wait there or are on their way.
         sequences: sequences that run or wait there or are on their way.
         assigned_sequences, assigned_context_tokens: the part of it sent after the last heartbeat, and the context tokens
@@ -53,6 +55,7 @@ class Instance:
     kv_bytes_per_token: int
     capacity_tokens: int
     stuck: bool
+    refusing: bool
     waiting_tokens: int
     sequences: int
     assigned_sequences: int
@@ -69,7 +72,7 @@ class Instance:
     @property
     def usable(self) -> bool:
         """Whether new work may go there."""
-        return not (self.stuck or self.beat.load.draining)
+        return not (self.stuck or self.refusing or self.beat.load.draining)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,11 @@ class Snapshot:
         return tuple(item for item in self.instances if item.role is not Role.PREFILL and item.usable)
 
     @cached_property
+    def settling(self) -> bool:
+        """Whether some instance's next heartbeat may say that it takes work after all."""
+        return any(item.refusing for item in self.instances)
+
+    @cached_property
     def max_model_len(self) -> int | None:
         """The longest context that every live instance can serve; None when none lives. A prefill instance whose cache is
         too small for a prompt is passed over (its decode side prefills then), so only the model bounds it."""
@@ -104,16 +112,24 @@ class _Tracked:
     role: Role
     kind: int
     last_seen_s: float
-    progress_s: float
+    life_s: float
     kv_bytes_per_token: int
+    most_steps: int = 0
     stuck: bool = False
+    refusing: bool = False
     assigned: deque[tuple[float, int, int, int]] = field(default_factory=deque)
     view: Instance | None = None
 
-    def moved(self, heartbeat: Heartbeat) -> bool:
-        """Whether the heartbeat shows a step since the last one, or nothing to step for."""
+    def lives(self, heartbeat: Heartbeat) -> bool:
+        """Whether the heartbeat shows a sign of life since the last one, or work that was not there before, or none."""
         before, after = self.beat.load, heartbeat.load
-        return after.steps != before.steps or after.running == 0 or before.running == 0
+        aged = after.stalled_s >= before.stalled_s and after.step_age_s >= before.step_age_s
+        return after.steps > self.most_steps or not aged or not _busy(after) or not _busy(before)
+
+    def stalled(self, now_s: float, limit_s: float) -> bool:
+        """Whether it says itself that it hangs, or has work and has shown no sign of life for `limit_s`."""
+        load = self.beat.load
+        return load.stalled_s > limit_s or (_busy(load) and now_s - self.life_s > limit_s)
 
 
 class ClusterState:
@@ -121,7 +137,9 @@ class ClusterState:
 
     Args:
         dead_after_s: silence after which an instance is dropped.
-        stuck_after_s: an instance with running sequences whose step counter stands still this long is stuck.
+        stuck_after_s: an instance that says that it hangs since longer than this (`Load.stalled_s`), or that has work, running or
+            waiting, and shows no sign of life for so long, is stuck until it moves. Signs of life are more steps, and an age
+            (`stalled_s`, `step_age_s`) that began anew, as it does with each layer of a step: a long step is not a death.
     """
 
     def __init__(self, dead_after_s: float, stuck_after_s: float) -> None:
@@ -147,13 +165,17 @@ class ClusterState:
         self._snapshot = None
         if before is None or before.beat.worker.incarnation != incarnation:
             kind = self._kind(heartbeat)
-            self._tracked[name] = _Tracked(heartbeat, role, kind, now_s, now_s, heartbeat.layout.bytes_per_token)
+            self._tracked[name] = _Tracked(
+                heartbeat, role, kind, now_s, now_s, heartbeat.layout.bytes_per_token, heartbeat.load.steps
+            )
             return None if before is None else (name, before.beat.worker.incarnation)
-        if before.moved(heartbeat):
-            before.progress_s, before.stuck = now_s, False
+        if before.lives(heartbeat):
+            before.life_s = now_s
         if heartbeat.fingerprint != before.beat.fingerprint or heartbeat.layout != before.beat.layout:
             before.kind, before.kv_bytes_per_token = self._kind(heartbeat), heartbeat.layout.bytes_per_token
         before.beat, before.role, before.last_seen_s, before.view = heartbeat, role, now_s, None
+        before.most_steps = max(before.most_steps, heartbeat.load.steps)
+        before.stuck, before.refusing = before.stuck and before.stalled(now_s, self._stuck_after_s), False
         while before.assigned and before.assigned[0][0] <= now_s - SETTLE_S:
             before.assigned.popleft()
         return None
@@ -164,7 +186,7 @@ class ClusterState:
         for name, tracked in list(self._tracked.items()):
             if now_s - tracked.last_seen_s > self._dead_after_s:
                 lost.append(self._drop(name))
-            elif not tracked.stuck and tracked.beat.load.running > 0 and now_s - tracked.progress_s > self._stuck_after_s:
+            elif not tracked.stuck and tracked.stalled(now_s, self._stuck_after_s):
                 tracked.stuck, tracked.view, self._snapshot = True, None, None
                 lost.append((name, tracked.beat.worker.incarnation))
         return lost
@@ -177,6 +199,12 @@ class ClusterState:
         self._drop(key[0])
         self._newest[key[0]] = key[1] + 1
         return True
+
+    def refused(self, key: InstanceKey) -> None:
+        """An instance turned work away that its last heartbeat had promised to take: give it none before the next one."""
+        tracked = self._tracked.get(key[0])
+        if tracked is not None and tracked.beat.worker.incarnation == key[1]:
+            tracked.refusing, tracked.view, self._snapshot = True, None, None
 
     def assigned(self, key: InstanceKey, now_s: float, prefill_tokens: int, sequences: int, context_tokens: int) -> None:
         """Count work just sent to an instance until its heartbeats show it."""
@@ -206,6 +234,7 @@ class ClusterState:
                 kv_bytes_per_token=tracked.kv_bytes_per_token,
                 capacity_tokens=min(beat.max_model_len, beat.total_blocks * beat.layout.block_size),
                 stuck=tracked.stuck,
+                refusing=tracked.refusing,
                 waiting_tokens=load.waiting_tokens + _total(tracked.assigned, 1),
                 sequences=load.running + load.waiting + sequences,
                 assigned_sequences=sequences,
@@ -220,6 +249,10 @@ class ClusterState:
     def _kind(self, heartbeat: Heartbeat) -> int:
         layout: KVLayout = heartbeat.layout
         return self._kinds.setdefault((heartbeat.fingerprint, layout.model, layout.shard), len(self._kinds))
+
+
+def _busy(load: Load) -> bool:
+    return load.running > 0 or load.waiting > 0
 
 
 def _total(assigned: Iterable[tuple[float, int, int, int]], column: int) -> int:

@@ -276,7 +276,7 @@ def test_a_stuck_instance_is_killed_and_replaced_and_one_in_a_long_step_is_not(
     controller.turn()
     assert fleet.killed == ["decode-0"], "the last word of the dead says nothing of the living"
     decode = next(member for member in controller.members if member.name == "decode-0")
-    assert decode.reason.startswith("stuck: no step")
+    assert decode.reason.startswith("stuck: no sign of life")
 
 
 def test_what_cannot_be_started_is_reported_with_its_own_error(controller: Controller, fleet: FakeFleet) -> None:

@@ -20,6 +20,7 @@ from core.messages import (
     Failed,
     Grant,
     Heartbeat,
+    Keep,
     Load,
     Message,
     Renew,
@@ -29,6 +30,7 @@ from core.messages import (
     TokenItem,
     TokenLogprobs,
     Tokens,
+    Wanted,
 )
 from core.request import FinishReason
 from core.sampling import SamplingParams
@@ -48,6 +50,7 @@ MESSAGES: tuple[Message, ...] = (
         peer=WORKER,
         salt=b"tenant",
     ),
+    Keep(gateway=WORKER, wanted=(Wanted("a", 0), Wanted("b", 7))),
     Cancel(attempt="a"),
     Grant(attempt="a", grant=4, decode=WORKER, kv_endpoint="127.0.0.1:9", first_token=16, lease_s=5.0),
     Revoke(attempt="a", reason="gone"),

@@ -76,7 +76,7 @@ def test_malformed_messages_are_counted_and_skipped(door: Door, keys: ClusterKey
     mailbox, peers = Mailbox(door), Peers(door)
     assert peers.send(mailbox.endpoint, Cancel(attempt="before"))
     assert receive(mailbox, 5.0) is not None
-    socket = peers._sockets[mailbox.endpoint]
+    socket = peers._links[mailbox.endpoint].socket
     socket.send(b"\xc1 not msgpack")
     peers.send(mailbox.endpoint, Cancel(attempt="after"))
     assert receive(mailbox, 5.0) == Cancel(attempt="after")

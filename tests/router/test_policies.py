@@ -186,6 +186,14 @@ def test_least_ttft_never_pairs_an_instance_with_itself(beat):
     assert found.prefill is None
 
 
+@every_policy
+def test_no_prompt_goes_to_an_instance_that_no_longer_reads_them(policy_class, beat):
+    state = made_of(beat("a", role="prefill"), beat("b", role="prefill", waiting=9, waiting_tokens=5000), beat("d0"))
+    state.observe(beat("a", role="decode"), 1.0)
+    policy = policy_of(policy_class)
+    assert {policy.assign(ask(), state.snapshot()).prefill.name for _ in range(4)} == {"b"}
+
+
 beats = st.fixed_dictionaries(
     {
         "role": st.sampled_from(["prefill", "decode", "mixed"]),

@@ -62,6 +62,50 @@ def test_a_busy_instance_that_makes_no_step_is_stuck_once_until_it_steps(state, 
     assert len(state.snapshot().decode) == 1
 
 
+def test_prompts_that_wait_for_a_loop_that_makes_no_step_are_stuck_too(state, beat):
+    lost = []
+    for tenth in range(35):
+        state.observe(beat("d0", waiting=4, waiting_tokens=900, steps=7), tenth / 10)
+        lost += state.sweep(tenth / 10)
+    assert lost == [("d0", 1)]
+
+
+def test_an_instance_that_says_that_it_hangs_is_stuck_at_its_word_even_without_work(state, beat):
+    state.observe(beat("d0", stalled_s=2.9), 0.0)
+    assert state.sweep(0.0) == []
+    state.observe(beat("d0", stalled_s=3.1), 0.2)
+    assert state.sweep(0.2) == [("d0", 1)]
+    assert state.snapshot().decode == ()
+    state.observe(beat("d0", stalled_s=3.3), 0.4)
+    assert state.sweep(0.4) == []
+    assert state.snapshot().decode == ()
+    state.observe(beat("d0", stalled_s=0.0), 0.6)
+    assert len(state.snapshot().decode) == 1
+
+
+@pytest.mark.parametrize("age", ["stalled_s", "step_age_s"])
+def test_a_step_of_a_minute_whose_layers_come_to_their_end_is_no_death(state, beat, age):
+    for tenth in range(600):
+        state.observe(beat("d0", running=1, steps=7, **{age: tenth % 20 / 10}), tenth / 10)
+        assert state.sweep(tenth / 10) == []
+
+
+def test_a_loop_that_no_longer_comes_round_is_stuck_though_its_age_is_told_anew_at_each_beat(state, beat):
+    lost = []
+    for tenth in range(35):
+        state.observe(beat("d0", waiting=1, steps=7, step_age_s=tenth / 10), tenth / 10)
+        lost += state.sweep(tenth / 10)
+    assert lost == [("d0", 1)]
+
+
+def test_heartbeats_out_of_order_are_no_steps(state, beat):
+    lost = []
+    for tenth in range(40):
+        state.observe(beat("d0", running=2, steps=7 if tenth == 0 or tenth % 2 else 6), tenth / 10)
+        lost += state.sweep(tenth / 10)
+    assert lost == [("d0", 1)]
+
+
 def test_an_idle_instance_never_gets_stuck(state, beat):
     for second in range(20):
         state.observe(beat("d0", running=0, steps=7), float(second))
@@ -78,6 +122,27 @@ def test_a_draining_instance_stays_visible_but_gets_nothing_new(state, beat):
     state.observe(beat("d0", draining=True), 0.0)
     assert state.snapshot().decode == ()
     assert len(state.snapshot().instances) == 1
+
+
+def test_a_new_role_counts_from_the_heartbeat_that_tells_it(state, beat):
+    state.observe(beat("m0", role="prefill"), 0.0)
+    state.observe(beat("m0", role="decode"), 0.1)
+    assert state.snapshot().prefill == ()
+    assert [item.name for item in state.snapshot().decode] == ["m0"]
+    state.observe(beat("m0", role="mixed"), 0.2)
+    assert len(state.snapshot().prefill) == len(state.snapshot().decode) == 1
+
+
+def test_one_that_turned_work_away_gets_none_before_its_next_heartbeat(state, beat):
+    state.observe(beat("m0", role="mixed"), 0.0)
+    state.refused(("m0", 2))
+    assert not state.snapshot().settling
+    state.refused(("m0", 1))
+    assert state.snapshot().settling
+    assert state.snapshot().prefill == state.snapshot().decode == ()
+    state.observe(beat("m0", role="prefill"), 0.1)
+    assert not state.snapshot().settling
+    assert [item.name for item in state.snapshot().prefill] == ["m0"]
 
 
 def test_assigned_work_counts_until_a_later_heartbeat_shows_it(state, beat):

@@ -31,7 +31,7 @@ def serving(folder: Path, *roles: str, **sections: Any) -> Iterator[Cluster]:
             "gateway": {"port": 0, "served_model_name": "tiny", **sections.pop("gateway", {})},
             "engine": {**SMALL_ENGINE, **sections.pop("engine", {})},
             "pools": [{"role": role, "name": f"{role}{index}"} for index, role in enumerate(roles)],
-            "health": {"dead_after_s": 20.0, **sections.pop("health", {})},
+            "health": {"dead_after_s": 20.0, "stuck_after_s": 30.0, **sections.pop("health", {})},
             "transfer": {"lease_s": 20.0, **sections.pop("transfer", {})},
             **sections,
         }
