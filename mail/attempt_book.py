@@ -139,6 +139,8 @@ class AttemptBook:
             attempt.life.wanted(self._clock.now())
             for item in attempt.tail.asked(wanted.position):
                 self._outbox.tokens(gateway, item)
+            if attempt.tail.in_vain:
+                self.fail(attempt, AttemptLost(f"the tokens of {self._worker.name} do not reach the gateway"))
 
     def renewed(self, worker: Address, number: int, state: AttemptState) -> None:
         """The other half says where it stands."""
@@ -219,14 +221,20 @@ class AttemptBook:
     def _wanted_in_vain(self, gateway: Address, wanted: Wanted) -> None:
         ended = self._ended.ask(wanted.attempt)
         if ended is None:
-            failed = self._failure(wanted.attempt, AttemptLost(f"{self._worker.name} knows nothing of this attempt"))
-            ended = Ended(failed.message, failed)
-            self._ended.remember(wanted.attempt, ended)
+            ended = self._lost(wanted.attempt, "knows nothing of this attempt")
         if ended.tail is not None:
             for item in ended.tail.asked(wanted.position):
                 self._outbox.tokens(gateway, item)
+            if ended.tail.in_vain and ended.failed is None:
+                ended = self._lost(wanted.attempt, "cannot get its tokens through")
         if ended.failed is not None:
             self._outbox.failed(gateway, ended.failed)
+
+    def _lost(self, attempt: str, how: str) -> Ended:
+        failed = self._failure(attempt, AttemptLost(f"{self._worker.name} {how}"))
+        ended = Ended(failed.message, failed)
+        self._ended.remember(attempt, ended)
+        return ended
 
     def _withdraw(self, peer: Address, attempt: str, reason: str) -> None:
         self._peers.send(peer.mailbox, Withdrawn(worker=self._worker, attempt=attempt, reason=reason))

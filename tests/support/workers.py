@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from core.clock import ManualClock
@@ -11,7 +13,9 @@ from core.layout import KVLayout, LayerShape
 from core.messages import Address, Message, Submit
 from core.sampling import SamplingParams
 from core.tokens import pack_tokens
+from core.wire import decode, encode
 from engine.engine import Engine
+from instance.shim_engine import ShimEngine
 from engine.simulated_runner import SimulatedRunner
 
 PREFILL = Address("prefill", 1, "tcp://prefill")
@@ -24,13 +28,24 @@ LEASE_S = 5.0
 
 @dataclass
 class FakePeers:
-    """Remembers what was sent to whom."""
+    """Remembers what was sent to whom. What is for an endpoint in `full` finds no room."""
 
     sent: list[tuple[str, Message]] = field(default_factory=list)
+    full: set[str] = field(default_factory=set)
+    lost: int = 0
 
     def send(self, endpoint: str, message: Message) -> bool:
-        self.sent.append((endpoint, message))
+        if endpoint in self.full:
+            self.lost += 1
+            return False
+        self.sent.append((endpoint, decode(encode(message))))
         return True
+
+    def forget(self, endpoint: str) -> None:
+        pass
+
+    def close(self, linger_s: float = 0.0) -> None:
+        pass
 
     def take(self, to: Address) -> list[Message]:
         taken = [message for endpoint, message in self.sent if endpoint == to.mailbox]
@@ -39,55 +54,131 @@ class FakePeers:
 
 
 @dataclass
-class FakeSession:
-    """Remembers which tokens of which layer were pushed."""
+class FakeMailbox:
+    """Hands out what was put in; `receive` takes `read_s` of the clock's time for each message."""
 
+    clock: ManualClock
+    read_s: float = 0.0
+    messages: deque[Message] = field(default_factory=deque)
+
+    def put(self, *messages: Message) -> None:
+        self.messages.extend(decode(encode(message)) for message in messages)
+
+    def receive(self) -> Message | None:
+        if not self.messages:
+            return None
+        self.clock.advance(self.read_s)
+        return self.messages.popleft()
+
+    def wait(self, timeout_s: float) -> None:
+        raise AssertionError("nobody waits in virtual time")
+
+    def wake(self) -> None:
+        pass
+
+
+@dataclass
+class FakeSession:
+    """Holds its worker to the rules of `kv_transfer.sessions`: pushes in range, from blocks that stay, a finish when all is
+    there."""
+
+    attempt: str
+    grant: int
+    blocks: Sequence[int]
     first_token: int
     num_tokens: int
     pushed: dict[int, set[int]] = field(default_factory=dict)
+    fences: list[object] = field(default_factory=list)
     tail: bytes | None = None
     aborted: str | None = None
+    ended: bool = False
 
-    def push(self, layer: int, start: int, count: int) -> None:
+    def push(self, layer: int, start: int, count: int, fence: object = None) -> None:
         assert self.tail is None
         assert self.aborted is None
+        assert 0 <= layer < LAYERS
+        assert start >= 0
+        assert count > 0
+        assert -(-(start + count) // BLOCK_SIZE) <= len(self.blocks)
         wanted = set(range(max(start, self.first_token), min(start + count, self.num_tokens)))
         self.pushed.setdefault(layer, set()).update(wanted)
+        self.fences.append(fence)
 
     def finish(self, tail: bytes) -> None:
         everything = set(range(self.first_token, self.num_tokens))
-        assert all(self.pushed.get(layer) == everything for layer in range(LAYERS)), self.pushed
+        assert all(self.pushed.get(layer, set()) == everything for layer in range(LAYERS)), self.pushed
+        assert self.tail is None
         self.tail = tail
 
     def abort(self, reason: str) -> bool:
-        self.aborted = reason
+        self.aborted, self.ended = reason, True
         return True
 
 
 @dataclass
 class FakeSender:
-    sessions: dict[str, FakeSession] = field(default_factory=dict)
+    """Refuses what a real one refuses: two sessions for one grant at one endpoint, ranges that make no sense."""
 
-    def begin(self, *, attempt: str, first_token: int, num_tokens: int, **_: object) -> FakeSession:
-        session = self.sessions[attempt] = FakeSession(first_token, num_tokens)
+    sessions: dict[str, FakeSession] = field(default_factory=dict)
+    used: set[tuple[str, int]] = field(default_factory=set)
+
+    def begin(
+        self,
+        attempt: str,
+        grant: int,
+        endpoint: str,
+        blocks: Sequence[int],
+        first_token: int,
+        num_tokens: int,
+        lease_s: float,
+        incarnation: int | None = None,
+        windowed: bool = False,
+    ) -> FakeSession:
+        assert (endpoint, grant) not in self.used
+        assert 0 <= first_token <= num_tokens
+        assert 0 <= grant < 1 << 64
+        assert lease_s > 0
+        self.used.add((endpoint, grant))
+        session = self.sessions[attempt] = FakeSession(attempt, grant, blocks, first_token, num_tokens)
         return session
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass
 class FakeReceiver:
     endpoint: str = "127.0.0.1:1"
-    open_grants: dict[int, str] = field(default_factory=dict)
+    grants: dict[int, str] = field(default_factory=dict)
     renewed: list[int] = field(default_factory=list)
 
-    def open(self, *, grant: int, attempt: str, **_: object) -> None:
-        self.open_grants[grant] = attempt
+    @property
+    def open_grants(self) -> int:
+        return len(self.grants)
+
+    def open(
+        self,
+        grant: int,
+        attempt: str,
+        blocks: Sequence[int],
+        first_token: int,
+        num_tokens: int,
+        lease_s: float,
+        windowed: bool = False,
+    ) -> None:
+        if grant in self.grants or len(blocks) * BLOCK_SIZE < num_tokens:
+            raise ValueError("open already, or too few blocks")
+        self.grants[grant] = attempt
 
     def renew(self, grant: int) -> bool:
         self.renewed.append(grant)
-        return grant in self.open_grants
+        return grant in self.grants
 
     def close(self, grant: int, reason: str) -> bool:
-        return self.open_grants.pop(grant, None) is not None
+        return self.grants.pop(grant, None) is not None
+
+    def stop(self) -> None:
+        pass
 
 
 def engine(clock: ManualClock, num_blocks: int = 64, **config: object) -> Engine:
@@ -101,10 +192,12 @@ def engine(clock: ManualClock, num_blocks: int = 64, **config: object) -> Engine
         sleep=clock.advance,
         eos_token_ids=frozenset(),
     )
-    return Engine(runner, EngineConfig.model_validate(config), clock)
+    return ShimEngine(runner, EngineConfig.model_validate(config), clock)
 
 
-def submission(attempt: str, stage: str, tokens: int = 10, max_tokens: int = 5, deadline_s: float = 100.0) -> Submit:
+def submission(
+    attempt: str, stage: str, tokens: int = 10, max_tokens: int = 5, deadline_s: float = 100.0, ticket: int = 0
+) -> Submit:
     peer = {"prefill": DECODE, "decode": PREFILL, "local": None}[stage]
     return Submit(
         attempt=attempt,
@@ -115,4 +208,5 @@ def submission(attempt: str, stage: str, tokens: int = 10, max_tokens: int = 5, 
         stage=stage,
         peer=peer,
         deadline_s=deadline_s,
+        ticket=ticket,
     )
