@@ -1,7 +1,7 @@
 """Paged KV tensors in GPU memory, read and written through pinned host memory.
 
-Ordering: the engine's thread records an event after the kernels it has enqueued (`fence`); a sender waits for the event on
-its own thread, sleeping, before it reads. `read` and `write` run on a stream of their own and return only when their copies
+Ordering: the engine's thread records an event after the kernels it has enqueued (`fence`); a sender reads only
+what lies before an event that has passed. `read` and `write` run on a stream of their own and return only when their copies
 are done, so no order between this stream and the engine's is left to chance.
 """
 
@@ -18,17 +18,18 @@ from kv_transfer.store import Fence
 
 
 class CudaFence:
-    """A CUDA event; waiting sleeps rather than spins, so that a transfer thread does not eat the engine's core."""
+    """A CUDA event on the stream that the engine's thread uses."""
 
     def __init__(self, device: torch.device) -> None:
-        self._event = _sleeping_event()
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._event.record(torch.cuda.current_stream(device))
 
-    def wait(self) -> None:
-        self._event.synchronize()
+    def passed(self) -> bool:
+        return bool(self._event.query())  # type: ignore[no-untyped-call]
 
 
 def _sleeping_event() -> torch.cuda.Event:
+    """Waiting for it sleeps rather than spins, so that a transfer thread does not eat the engine's core."""
     return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
 

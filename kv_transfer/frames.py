@@ -31,7 +31,6 @@ from kv_transfer.transport import Buffer
 MAGIC = 0x564B
 PIECE_BYTES = 1 << 20
 MAX_CONTROL_BYTES = 64 * 1024
-MAX_TAIL_BYTES = 32 * 1024
 MAX_REASON_CHARS = 1000
 NOTHING = Span(0, 0)
 
@@ -124,8 +123,26 @@ def pack_frame(
     tokens: Span = NOTHING,
 ) -> bytes:
     """The header of a frame with this payload."""
-    digest = xxhash.xxh3_64_intdigest(payload, seed)
     length = payload.nbytes if isinstance(payload, memoryview) else len(payload)
+    return pack_header(kind, grant, sequence, length, payload_digest(payload, seed), seed, layer, heads, tokens)
+
+
+def payload_digest(payload: Buffer, seed: int) -> int:
+    return xxhash.xxh3_64_intdigest(payload, seed)
+
+
+def pack_header(
+    kind: Kind,
+    grant: int,
+    sequence: int,
+    length: int,
+    digest: int,
+    seed: int,
+    layer: int = 0,
+    heads: Span = NOTHING,
+    tokens: Span = NOTHING,
+) -> bytes:
+    """The header of a frame whose payload has this length and digest."""
     where = heads.start, heads.size, tokens.start, tokens.size
     packed = _HEADER.pack(MAGIC, kind, 0, layer, grant, *where, length, sequence, digest)
     return packed + _DIGEST.pack(xxhash.xxh3_64_intdigest(packed, seed))
@@ -148,7 +165,7 @@ def parse_header(data: Buffer, seed: int) -> Header:
 
 def check_payload(header: Header, payload: Buffer, seed: int) -> None:
     """Raises CorruptTransfer if the payload is not the one the header was made for."""
-    if xxhash.xxh3_64_intdigest(payload, seed) != header.payload_digest:
+    if payload_digest(payload, seed) != header.payload_digest:
         where = f"layer {header.layer}, tokens [{header.tokens.start}, {header.tokens.stop})"
         raise CorruptTransfer(f"a payload's digest is wrong: {header.kind.name}, {where}")
 

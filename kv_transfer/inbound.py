@@ -19,6 +19,7 @@ from kv_transfer.coverage import Coverage
 from kv_transfer.events import Received
 from kv_transfer.frames import Begin, Commit, Finish, Header, SessionDigest
 from kv_transfer.store import KVStore
+from kv_transfer.terms import check_room, check_terms
 
 
 class GrantEnded(TransferAborted):
@@ -48,12 +49,8 @@ class InboundGrant:
         windowed: bool = False,
     ) -> None:
         layout = store.layout
-        if not 0 <= grant < 1 << 64:
-            raise ValueError(f"Got {grant = } but expected 64 bits")
-        if len(blocks) < layout.blocks_for(num_tokens):
-            raise ValueError(f"Got {len(blocks)} blocks but expected {layout.blocks_for(num_tokens)} for {num_tokens} tokens")
-        if not lease_s > 0:
-            raise ValueError(f"Got {lease_s = } but expected a positive number of seconds")
+        check_terms(grant, first_token, num_tokens, lease_s)
+        check_room(layout, len(blocks), num_tokens)
         self.grant = grant
         self.attempt = attempt
         self.lease_s = lease_s

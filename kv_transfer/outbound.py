@@ -1,21 +1,22 @@
 """One attempt's KV on the sending side: what has been pushed, what goes next, and under which numbers. Pure; its owner's
 lock guards it.
 
-Pieces leave in the order in which their layers were first pushed; what is pushed while a layer waits joins the piece that
-waits, so that a slow wire sees few large pieces and a fast one sees each at once.
+Pieces leave in the order in which their layers were first pushed, those first that the device has written. Pieces of a layer
+that wait side by side leave as one once both are written, so that a slow wire sees few large pieces and a fast one sees each
+at once.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.layout import KVLayout, Span, needed
 from kv_transfer.coverage import Coverage
-from kv_transfer.frames import MAX_TAIL_BYTES, Begin, Finish, Kind, SessionDigest, pack_body, pack_frame, piece_tokens
+from kv_transfer.frames import Begin, Finish, Kind, SessionDigest, pack_body, pack_frame, pack_header, piece_tokens
 from kv_transfer.store import Fence
-from kv_transfer.transport import Buffer
+from kv_transfer.terms import check_push, check_room, check_tail
 
 
 @dataclass(slots=True)
@@ -27,6 +28,16 @@ class Piece:
     start: int
     count: int
     fence: Fence | None
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.count
+
+    def written(self) -> bool:
+        """Whether it can be read. A fence that has passed is not asked again."""
+        if self.fence is not None and self.fence.passed():
+            self.fence = None
+        return self.fence is None
 
 
 class Outbound:
@@ -42,8 +53,6 @@ class Outbound:
         num_tokens: int,
         windowed: bool = False,
     ) -> None:
-        if not 0 <= grant < 1 << 64:
-            raise ValueError(f"Got {grant = } but expected 64 bits")
         self.attempt = attempt
         self.grant = grant
         self.blocks: list[int] = []
@@ -53,16 +62,21 @@ class Outbound:
         tokens = Span(first_token, num_tokens)
         self._begin = Begin(attempt, layout.region(tokens), windowed)
         self._coverage = Coverage(needed(layout, tokens, windowed))
-        self._waiting: OrderedDict[int, list[Piece]] = OrderedDict()
+        self._waiting: OrderedDict[int, deque[Piece]] = OrderedDict()
         self._tail: bytes | None = None
+        self._unstamped = 0
         self._begun = False
         self._finished = False
         self._frames = 0
         self._digest = SessionDigest()
 
-    def has_next(self) -> bool:
-        """Whether a frame can leave now."""
-        return not self._begun or bool(self._waiting) or (self._tail is not None and not self._finished)
+    def pending(self) -> bool:
+        """Whether there is a frame still to leave, now or once the device has written it."""
+        return not self._begun or bool(self._waiting) or self._may_finish()
+
+    def sendable(self) -> bool:
+        """Whether a frame can leave now. Raises what a fence raises."""
+        return not self._begun or self._written() is not None or self._may_finish()
 
     @property
     def finished(self) -> bool:
@@ -81,75 +95,99 @@ class Outbound:
             ValueError: no such layer, a negative range, tokens beyond `blocks`, blocks that are not those of an earlier
                 push (the engine took them back: what waits here would be read from somebody else's), or after `finish`.
         """
-        if not self._layout.holds(layer) or start < 0 or count < 0:
-            raise ValueError(f"Got {layer = }, {start = }, {count = } but expected one of {len(self._layout.layers)} layers")
+        check_push(self._layout, layer, start, count)
         wanted, heads = self._coverage.wanted(layer), self._layout.heads_of(layer)
         start, stop = max(start, wanted.start), min(start + count, wanted.stop)
         if stop <= start:
             return
-        first, needed = start // self._layout.block_size, self._layout.blocks_for(stop)
-        if needed > len(self._source):
-            raise ValueError(f"Got tokens up to {stop} but expected them within {len(self._source)} blocks")
-        self.blocks.extend(self._source[len(self.blocks) : needed])
-        if list(self._source[first:needed]) != self.blocks[first:needed]:
+        check_room(self._layout, len(self._source), stop)
+        first, needed_blocks = start // self._layout.block_size, self._layout.blocks_for(stop)
+        self.blocks.extend(self._source[len(self.blocks) : needed_blocks])
+        if list(self._source[first:needed_blocks]) != self.blocks[first:needed_blocks]:
             raise ValueError(f"Got a push of attempt {self.attempt} whose blocks have changed; abort before taking blocks back")
         gaps = self._coverage.missing(layer, heads, Span(start, stop))
         if gaps and self._tail is not None:
             raise ValueError(f"Got a push of attempt {self.attempt} after its finish")
         for _, gap in gaps:
             self._coverage.add(layer, heads, gap)
-            self._queue(layer, heads, gap, fence)
+            self._queue(Piece(layer, heads, gap.start, gap.size, fence))
 
     def finish(self, tail: bytes) -> None:
         """Raises ValueError if something has not been pushed, or the tail is too long, or it was finished before."""
         if not self._coverage.complete:
             raise ValueError(f"Got a finish of attempt {self.attempt} but {self._coverage.remaining} rows were not pushed")
-        if len(tail) > MAX_TAIL_BYTES:
-            raise ValueError(f"Got a tail of {len(tail)} bytes but expected at most {MAX_TAIL_BYTES}")
+        check_tail(tail)
         if self._tail is not None:
             raise ValueError(f"Got a second finish of attempt {self.attempt}")
         self._tail = tail
 
-    def next_frame(self) -> Piece | tuple[Kind, bytes]:
-        """What goes next: a piece to read and stamp, or a control frame with its payload. Call only when `has_next`."""
-        if not self._begun:
-            self._begun = True
-            return Kind.BEGIN, pack_body(self._begin)
-        if not self._waiting:
-            assert self._tail is not None
-            self._finished = True
-            return Kind.FINISH, pack_body(Finish(self._frames, self._digest.value(), self._tail))
-        layer, pieces = next(iter(self._waiting.items()))
-        piece = pieces[0]
-        most = piece_tokens(self._layout, layer)
-        if piece.count <= most:
-            pieces.pop(0)
-            if not pieces:
-                del self._waiting[layer]
-            return piece
-        head = Piece(layer, piece.heads, piece.start, most, piece.fence)
-        piece.start += most
-        piece.count -= most
-        return head
+    # --- frames, in the order in which they are taken: BEGIN, pieces, FINISH ------------------------------------------
 
-    def stamp(self, kind: Kind, payload: Buffer, seed: int, piece: Piece | None = None) -> bytes:
-        """The header of the session's next frame. Frames must be sent in the order in which they are stamped."""
-        if piece is None:
-            header = pack_frame(kind, self.grant, self._frames, payload, seed)
-        else:
-            tokens = Span(piece.start, piece.start + piece.count)
-            header = pack_frame(kind, self.grant, self._frames, payload, seed, piece.layer, piece.heads, tokens)
-        self._frames += 1
-        self._digest.add(header)
-        if piece is not None:
-            self.kv_bytes += piece.count * self._layout.layer_bytes_per_token(piece.layer)
+    def take_begin(self, seed: int) -> bytes | None:
+        """The session's first frame; None if it was taken before."""
+        if self._begun:
+            return None
+        self._begun = True
+        return self._control(Kind.BEGIN, self._begin, seed)
+
+    def take_piece(self) -> Piece | None:
+        """The next piece to read and stamp, if the device has written one. Raises what a fence raises."""
+        pieces = self._written()
+        if pieces is None:
+            return None
+        self._unstamped += 1
+        piece = pieces.popleft()
+        most = piece_tokens(self._layout, piece.layer)
+        while pieces and piece.count < most and pieces[0].start == piece.stop and pieces[0].written():
+            piece.count += pieces.popleft().count
+        if piece.count > most:
+            pieces.appendleft(Piece(piece.layer, piece.heads, piece.start + most, piece.count - most, None))
+            piece.count = most
+        if not pieces:
+            del self._waiting[piece.layer]
+        return piece
+
+    def stamp_piece(self, piece: Piece, length: int, digest: int, seed: int) -> bytes:
+        """The header of the piece whose bytes have this digest. Pieces are stamped in the order in which they are taken and
+        sent."""
+        tokens = Span(piece.start, piece.stop)
+        header = pack_header(Kind.DATA, self.grant, self._frames, length, digest, seed, piece.layer, piece.heads, tokens)
+        self._unstamped -= 1
+        self._count(header)
+        self.kv_bytes += length
         return header
 
-    def _queue(self, layer: int, heads: Span, tokens: Span, fence: Fence | None) -> None:
-        pieces = self._waiting.setdefault(layer, [])
-        if pieces and pieces[-1].start + pieces[-1].count == tokens.start:
-            # One thread steps an engine, so that a later fence includes what an earlier one stood for.
-            pieces[-1].count += tokens.size
-            pieces[-1].fence = fence
+    def take_finish(self, seed: int) -> bytes | None:
+        """The last frame, if all before it were stamped; None if it is not its turn or it was taken before."""
+        if not self._begun or not self._may_finish():
+            return None
+        self._finished = True
+        assert self._tail is not None
+        return self._control(Kind.FINISH, Finish(self._frames, self._digest.value(), self._tail), seed)
+
+    def _control(self, kind: Kind, body: Begin | Finish, seed: int) -> bytes:
+        packed = pack_body(body)
+        header = pack_frame(kind, self.grant, self._frames, packed, seed)
+        self._count(header)
+        return header + packed
+
+    def _count(self, header: bytes) -> None:
+        self._frames += 1
+        self._digest.add(header)
+
+    def _may_finish(self) -> bool:
+        return self._tail is not None and not self._finished and not self._waiting and not self._unstamped
+
+    def _written(self) -> deque[Piece] | None:
+        """The pieces of the first layer that has one to read."""
+        for pieces in self._waiting.values():
+            if pieces[0].written():
+                return pieces
+        return None
+
+    def _queue(self, piece: Piece) -> None:
+        pieces = self._waiting.setdefault(piece.layer, deque())
+        if pieces and pieces[-1].stop == piece.start and pieces[-1].fence is piece.fence:
+            pieces[-1].count += piece.count
         else:
-            pieces.append(Piece(layer, heads, tokens.start, tokens.size, fence))
+            pieces.append(piece)

@@ -1,107 +1,90 @@
-"""The sending end towards one peer: one connection, one thread that sends, one that hears the answers.
+"""The sending end towards one incarnation of one peer: its sessions, whose turn it is, and how each ends.
 
-Sessions take turns piece by piece. A piece is read from the store into this link's buffer and sent from there, so that a
-session can be ended, and its blocks reused, while the wire is stuck. A connection that breaks fails the sessions that had
-begun on it; the next session dials anew. Without sessions and connection the link ends itself.
+Sessions take turns piece by piece; one whose next piece the device has not written yet is passed over. A piece is read from the
+store into a room of the carrier and leaves from there, so that a session can be ended, and its blocks reused, while the wire is
+stuck. A line that breaks fails the sessions that had begun on it; the next session dials anew. Without sessions and line the
+link ends itself.
 
-Locks: `_changed` guards sessions and queues and is never held over I/O; a session's `reading` is held while the store is read.
+Locks: `_changed` guards all that is in here and is never held over I/O; a session's `reading` is held while the store is read.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from contextlib import suppress
+from enum import Enum
 
 from core.clock import Clock
-from core.errors import CorruptTransfer, HandshakeRefused, LeaseExpired, TransferAborted, TransferError
-from kv_transfer.carrier import Outgoing
+from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, TransferError
+from kv_transfer.answers import hear
 from kv_transfer.events import Delivered, OnSenderEvent, SendFailed
-from kv_transfer.frames import (
-    HEADER_BYTES,
-    MAX_CONTROL_BYTES,
-    Abort,
-    Commit,
-    Kind,
-    abort_of,
-    check_payload,
-    error_of,
-    pack_body,
-    pack_frame,
-    parse_header,
-    unpack_body,
-)
+from kv_transfer.frames import Commit, payload_digest
+from kv_transfer.line import Dialler, Line, Parcel
 from kv_transfer.outbound import Outbound, Piece
-from kv_transfer.protocol import Handshake, Peer
+from kv_transfer.send_session import LinkSession, State
+from kv_transfer.sending import Farewell, SendingThreads
 from kv_transfer.store import KVStore
-from kv_transfer.transport import Connection, Transport
 
 _log = logging.getLogger(__name__)
 
+# How often fences are asked while nothing else can be sent: at first, and at most. Pushes wake the link at once.
+_FENCE_POLL_S, _FENCE_POLL_MOST_S = 0.0001, 0.001
 
-class LinkSession:
-    """A session's place in its link. Fields are guarded by the link's lock; `reading` is held while the store is read."""
 
-    def __init__(self, outbound: Outbound, lease_s: float, incarnation: int | None) -> None:
-        self.outbound = outbound
-        self.lease_s = lease_s
-        self.incarnation = incarnation
-        self.reading = threading.Lock()
-        self.ended = False
-        self.bound = False
-        self.queued = False
-        self.expires_s: float | None = None
-        self.started_s: float | None = None
+class LinkState(Enum):
+    DOWN = "no line"
+    DIALLING = "a line is being made"
+    UP = "there is a line"
+    OVER = "no session is taken any more"
 
 
 class SendLink:
-    """The link to `endpoint`. `retire` is asked, without locks, whether an idle link may end its thread."""
+    """`retire` is asked, without locks, whether a link that has nothing to do may end."""
 
     def __init__(
         self,
         endpoint: str,
         store: KVStore,
-        transport: Transport,
-        handshake: Handshake,
+        dialler: Dialler,
         clock: Clock,
         on_event: OnSenderEvent,
         retire: Callable[[SendLink], bool],
     ) -> None:
         self.endpoint = endpoint
         self._store = store
-        self._transport = transport
-        self._handshake = handshake
+        self._dialler = dialler
         self._clock = clock
         self._on_event = on_event
         self._retire = retire
         self._changed = threading.Condition()
+        self._state = LinkState.DOWN
+        self._line: Line | None = None
         self._sessions: dict[int, LinkSession] = {}
-        self._ready: deque[LinkSession] = deque()
-        self._aborts: deque[tuple[int, TransferError]] = deque()
-        self._connection: Connection | None = None
-        self._peer: Peer | None = None
-        self._outgoing: Outgoing | None = None
-        self._listener: threading.Thread | None = None
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=f"kv-sender {endpoint}", daemon=True)
-        self._thread.start()
+        self._ready: OrderedDict[LinkSession, None] = OrderedDict()
+        self._farewells: deque[Farewell] = deque()
+        self._hearing: list[threading.Thread] = []
+        self._threads = SendingThreads(self)
+        self._threads.start()
 
     # --- called by any thread -----------------------------------------------------------------------------------------
 
     @property
     def idle(self) -> bool:
         with self._changed:
-            return not self._sessions and not self._ready and self._connection is None
+            return not self._sessions and self._state is LinkState.DOWN
 
-    def add(self, session: LinkSession) -> None:
-        """Raises ValueError if the grant is in use here."""
+    def add(self, session: LinkSession) -> bool:
+        """False if its grant is being sent here already."""
         with self._changed:
-            grant = session.outbound.grant
-            if grant in self._sessions:
-                raise ValueError(f"Got {grant = } but it is being sent to {self.endpoint} already")
-            self._sessions[grant] = session
-            self._make_ready(session)
+            if session.outbound.grant in self._sessions:
+                session.state = State.ENDED
+                return False
+            self._sessions[session.outbound.grant] = session
+            self._queue(session)
+            return True
 
     def push(self, session: LinkSession, layer: int, start: int, count: int) -> None:
         fence = self._store.fence()
@@ -113,255 +96,274 @@ class SendLink:
     def abort(self, session: LinkSession, error: TransferError) -> bool:
         """End it without an event. Once this returns, the store is no more read for it. False if it had ended."""
         with self._changed:
-            ended = self._end(session)
-            if ended and session.bound:
-                self._aborts.append((session.outbound.grant, error))
+            line, ended = session.line, self._end(session)
+            if ended and line is not None and line is self._line:
+                self._farewells.append((line, session.outbound.grant, error))
                 self._changed.notify()
         with session.reading:
             return ended
 
+    def fail(self, session: LinkSession, error: TransferError) -> None:
+        """End it with an event, if it had not ended."""
+        if self.abort(session, error):
+            self._on_event(SendFailed(session.outbound.attempt, error))
+
     def expire(self) -> float | None:
-        """Fail sessions that saw no progress for their lease. Seconds until the next is due, or None."""
+        """Fail sessions that saw no progress for their lease. Seconds until the next may be due, or None."""
         now_s, stuck = self._clock.now(), False
         late: list[LinkSession] = []
         left_s: list[float] = []
         with self._changed:
             for session in self._sessions.values():
                 if session.expires_s is None:
-                    continue
-                if session.expires_s <= now_s:
+                    if session.outbound.pending():
+                        left_s.append(session.lease_s)
+                        self._watch(session, now_s)
+                elif session.expires_s <= now_s:
                     late.append(session)
-                    stuck |= not session.outbound.finished
+                    stuck |= session.state is not State.FINISHED
                 else:
                     left_s.append(session.expires_s - now_s)
         for session in late:
-            what = "committed" if session.outbound.finished else "taken"
+            what = "committed" if session.state is State.FINISHED else "taken"
             whose = f"of attempt {session.outbound.attempt} for {session.lease_s} s"
-            self._fail(session, LeaseExpired(f"{self.endpoint} has {what} nothing {whose}"))
+            self.fail(session, LeaseExpired(f"{self.endpoint} has {what} nothing {whose}"))
         if stuck:
-            self._hang_up(TransferError(f"{self.endpoint} does not read"))
+            self.hang_up(TransferError(f"{self.endpoint} does not read"))
         return min(left_s, default=None)
 
-    def stop(self, reason: str) -> None:
-        """Fail all sessions and end. `join` waits for the thread."""
+    def hang_up(self, error: TransferError, only: Line | None = None) -> None:
+        """Drop the line (if it still is `only`), or give up the dial, and fail the sessions that had begun on it."""
         with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        self._hang_up(TransferAborted(reason))
+            line = self._line
+            if only is not None and line is not only:
+                return
+            if self._state is LinkState.DIALLING:
+                self._dialler.give_up()
+            elif self._state is LinkState.UP:
+                self._state = LinkState.DOWN
+            # In one step: a session that begins after this begins on the next line.
+            self._line = None
+            self._farewells.clear()
+            begun = [session for session in self._sessions.values() if session.line is not None]
+            for session in begun:
+                session.line = None
+            self._changed.notify_all()
+        if line is not None:
+            line.close()
+        for session in begun:
+            self.fail(session, error)
+
+    def stop(self, reason: str) -> None:
+        """Fail all sessions and end. `join` waits for the threads."""
+        error = TransferAborted(reason)
+        with self._changed:
+            dialling = self._state is LinkState.DIALLING
+            self._state = LinkState.OVER
+            self._changed.notify_all()
+        if dialling:
+            self._dialler.give_up()
+        self.hang_up(error)
         for session in self._all():
-            self._fail(session, TransferAborted(reason))
+            self.fail(session, error)
 
     def join(self) -> None:
-        self._thread.join()
+        self._threads.join()
+        for thread in self._hearing:
+            thread.join()
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._threads.alive or any(thread.is_alive() for thread in self._hearing)
 
-    # --- the sending thread -------------------------------------------------------------------------------------------
+    # --- called by the sending threads, one at a time (see `sending.Turns`) -------------------------------------------
 
-    def _run(self) -> None:
+    @property
+    def busy(self) -> bool:
+        with self._changed:
+            return bool(self._farewells or self._ready)
+
+    def next_turn(self) -> LinkSession | Farewell | None:
         while True:
-            session, abort = self._wait()
-            if session is None and abort is None:
-                if self._stopping or self._retire(self):
-                    break
-                continue
-            try:
-                connection, peer, outgoing = self._connected()
-                if abort is not None:
-                    self._send_abort(connection, peer, *abort)
-                if session is not None:
-                    self._send_next(connection, peer, outgoing, session)
-            except TransferError as error:
-                self._hang_up(error)
-            except Exception as error:  # ends this link's sessions, never the worker
-                _log.exception("the link to %s failed", self.endpoint)
-                self._hang_up(TransferError(f"the link to {self.endpoint} failed: {error!r}"))
-        self._hang_up(TransferAborted("the sender has stopped"))
-        self._join_listener()
+            with self._changed:
+                poll_s = _FENCE_POLL_S
+                while self._state is not LinkState.OVER:
+                    if self._farewells:
+                        return self._farewells.popleft()
+                    due, failure = self._first_sendable()
+                    if due is not None:
+                        break
+                    if not self._sessions and self._state is LinkState.DOWN:
+                        break
+                    self._changed.wait(poll_s if self._ready else None)
+                    poll_s = min(2 * poll_s, _FENCE_POLL_MOST_S)
+                else:
+                    return None
+            if due is None:
+                if self._retires():
+                    return None
+            elif failure is not None:
+                self.fail(due, failure)
+            else:
+                return due
 
-    def _wait(self) -> tuple[LinkSession | None, tuple[int, TransferError] | None]:
-        """The next turn: a session, or an abort to tell. Neither when stopping, or when there is nothing to keep alive."""
+    def reach(self) -> Line:
         with self._changed:
-            while not self._stopping:
-                if self._aborts:
-                    if self._connection is not None:
-                        return None, self._aborts.popleft()
-                    self._aborts.clear()
-                while self._ready:
-                    session = self._ready.popleft()
-                    session.queued = False
-                    if not session.ended:
-                        return session, None
-                if self._connection is None and not self._sessions:
-                    break
-                self._changed.wait()
-            return None, None
-
-    def _connected(self) -> tuple[Connection, Peer, Outgoing]:
-        """The connection, dialled if there is none. Raises TransferError: every session that waited for it has failed too
-        (those that came during the dial get one of their own)."""
-        with self._changed:
-            if self._connection is not None and self._peer is not None and self._outgoing is not None:
-                return self._connection, self._peer, self._outgoing
-        self._join_listener()
-        waiting = self._all()
-        connection: Connection | None = None
+            if self._line is not None:
+                return self._line
+            if self._state is LinkState.OVER or not self._sessions:
+                raise TransferAborted("nobody needs the connection any more")
+            self._state = LinkState.DIALLING
+            self._dialler.prepare()
+            waiting = list(self._sessions.values())
         try:
-            connection = self._transport.connect(self.endpoint)
-            self._adopt(connection, None)  # so that it can be given up while it shakes hands
-            peer, outgoing = self._handshake.dial(connection)
-            why = f" ({peer.declined})" if peer.declined else ""
-            _log.info("KV to %s goes by %s%s", self.endpoint, peer.carrier, why)
-            self._outgoing = outgoing
-            self._adopt(connection, peer)
+            line = self._dialler.dial()
         except TransferError as error:
-            if connection is not None:
-                connection.close()
-                self._hang_up(error, connection)
-            for session in waiting:
-                self._fail(session, error)
+            self._not_reached(waiting, error)
             raise
-        self._listener = threading.Thread(
-            target=self._listen, args=(connection, peer, outgoing), name=f"kv-sender answers {self.endpoint}", daemon=True
-        )
-        self._listener.start()
-        return connection, peer, outgoing
-
-    def _adopt(self, connection: Connection, peer: Peer | None) -> None:
-        """Make it the link's connection, proved once there is a peer. Raises TransferError if it was given up meanwhile, or
-        if every session that it was dialled for has ended: then no lease would watch over its handshake."""
+        except Exception as error:
+            self._not_reached(waiting, TransferError(f"cannot reach {self.endpoint}: {error!r}"))
+            raise
         with self._changed:
-            given_up = not self._sessions if peer is None else self._connection is not connection
-            if self._stopping or given_up:
-                raise TransferAborted(f"the connection to {self.endpoint} was given up")
-            self._connection, self._peer = connection, peer
+            given_up = self._state is not LinkState.DIALLING
+            if not given_up:
+                self._state, self._line = LinkState.UP, line
+                hearing = threading.Thread(target=hear, args=(line, self), name=f"kv-answers {self.endpoint}", daemon=True)
+                self._hearing = [*(thread for thread in self._hearing if thread.is_alive()), hearing]
+                hearing.start()
+        if given_up:
+            line.close()
+            raise TransferAborted("nobody needs the connection any more")
+        return line
 
-    def _send_next(self, connection: Connection, peer: Peer, outgoing: Outgoing, session: LinkSession) -> None:
-        """Send one frame of the session and queue it for its next turn. Raises TransferError if the connection breaks."""
-        wanted, found = session.incarnation, peer.identity.incarnation
-        if wanted is not None and wanted != found:
-            message = f"incarnation: {self.endpoint} is incarnation {found} but the grant came from {wanted}"
-            self._fail(session, HandshakeRefused(message, "incarnation"))
-            return
+    def pack(self, line: Line, session: LinkSession) -> Parcel | None:
+        """The session's next frames: BEGIN if it is new, a piece if one is written, FINISH if that was the last."""
+        outbound, seed = session.outbound, line.peer.send_seed
         with self._changed:
-            if session.ended or self._connection is not connection or not session.outbound.has_next():
-                self._make_ready(session)
-                return
-            session.bound = True
-            frame = session.outbound.next_frame()
-        if isinstance(frame, Piece):
-            self._send_piece(session, frame, peer, outgoing)
-        else:
-            kind, body = frame
-            header = self._stamp(session, kind, body, None, peer.send_seed)
-            if header is not None:
-                connection.send([header, body])
-        with self._changed:
-            waits = session.outbound.has_next() or session.outbound.finished
-            session.expires_s = self._clock.now() + session.lease_s if waits else None
-            self._make_ready(session)
-
-    def _send_piece(self, session: LinkSession, piece: Piece, peer: Peer, outgoing: Outgoing) -> None:
-        out = outgoing.room(piece.count * self._store.layout.layer_bytes_per_token(piece.layer))
-        header = self._stamp(session, Kind.DATA, out, piece, peer.send_seed) if self._read(session, piece, out) else None
-        if header is None:
-            outgoing.discard(out)
-        else:
-            outgoing.ship([header], out)
-
-    def _stamp(
-        self, session: LinkSession, kind: Kind, payload: bytes | memoryview, piece: Piece | None, seed: int
-    ) -> bytes | None:
-        """The frame's header, or None if the session has ended meanwhile."""
-        with self._changed:
-            if session.ended:
+            if session.ended or self._line is not line:
+                self._queue(session)
                 return None
-            if piece is not None and session.started_s is None:
-                session.started_s = self._clock.now()
-            return session.outbound.stamp(kind, payload, seed, piece)
+            begin = outbound.take_begin(seed)
+            if begin is not None:
+                session.state, session.line = State.BEGUN, line
+            session.in_flight += 1
+        parcel = Parcel([] if begin is None else [begin])
+        if not self._add_piece(parcel, line, session):
+            return parcel
+        with self._changed:
+            if not session.ended:
+                finish = outbound.take_finish(seed)
+                if finish is not None:
+                    session.state = State.FINISHED
+                    parcel.tail.append(finish)
+                self._queue(session)
+        return parcel
+
+    def shipped(self, session: LinkSession) -> None:
+        with self._changed:
+            session.shipped(self._clock.now())
+
+    def _add_piece(self, parcel: Parcel, line: Line, session: LinkSession) -> bool:
+        """Gather, digest and stamp the next piece, if one is written. False if the session has ended, or ends because it cannot
+        be read."""
+        seed = line.peer.send_seed
+        try:
+            with self._changed:
+                piece = session.outbound.take_piece()
+        except Exception as error:  # the device's fault ends this session, not the link's others
+            self.fail(session, TransferError(f"the sender's device failed: {error!r}"))
+            return False
+        if piece is None:
+            return True
+        room = line.outgoing.room(piece.count * self._store.layout.layer_bytes_per_token(piece.layer))
+        if self._read(session, piece, room):
+            digest = payload_digest(room, seed)
+            with self._changed:
+                if not session.ended:
+                    if session.started_s is None:
+                        session.started_s = self._clock.now()
+                    parcel.head.append(session.outbound.stamp_piece(piece, room.nbytes, digest, seed))
+                    parcel.payload = room
+                    return True
+        with line.wire:  # what was given before goes first
+            line.outgoing.discard(room)
+        return False
 
     def _read(self, session: LinkSession, piece: Piece, out: memoryview) -> bool:
-        """Gather the piece. False if the session has ended, or ends because it cannot be read."""
         try:
-            if piece.fence is not None:
-                piece.fence.wait()
             with session.reading:
                 if session.ended:
                     return False
                 self._store.read(piece.layer, session.outbound.blocks, piece.start, piece.count, out)
         except Exception as error:  # the store's fault ends this session, not the link's others
             _log.exception("cannot read KV of attempt %s", session.outbound.attempt)
-            self._fail(session, TransferError(f"the sender cannot read: {error!r}"))
+            self.fail(session, TransferError(f"the sender cannot read: {error!r}"))
             return False
         return True
 
-    def _send_abort(self, connection: Connection, peer: Peer, grant: int, error: TransferError) -> None:
-        payload = pack_body(abort_of(error))
-        connection.send([pack_frame(Kind.ABORT, grant, 0, payload, peer.send_seed), payload])
+    def _first_sendable(self) -> tuple[LinkSession | None, TransferError | None]:
+        """With the lock held: the first session in turn that can send now, or one whose fence fails, with its error."""
+        now_s = self._clock.now()
+        for session in self._ready:
+            try:
+                sendable = session.outbound.sendable()
+            except Exception as error:  # the device's fault ends this session, not the link's others
+                del self._ready[session]
+                return session, TransferError(f"the sender's device failed: {error!r}")
+            if sendable:
+                session.watch(now_s)
+                del self._ready[session]
+                return session, None
+        return None, None
 
-    def _join_listener(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.join()
+    def _watch(self, session: LinkSession, now_s: float) -> None:
+        """With the lock held: a session may wait behind what is stuck, and never be looked at by the sending threads."""
+        with suppress(Exception):  # of a fence: the sending threads will meet it too
+            if session.outbound.sendable():
+                session.watch(now_s)
 
-    # --- the thread that hears the answers ----------------------------------------------------------------------------
+    def _retires(self) -> bool:
+        if not self._retire(self):
+            return False
+        with self._changed:
+            self._state = LinkState.OVER
+            self._changed.notify_all()
+        return True
 
-    def _listen(self, connection: Connection, peer: Peer, outgoing: Outgoing) -> None:
-        header_bytes = memoryview(bytearray(HEADER_BYTES))
-        body = memoryview(bytearray(MAX_CONTROL_BYTES))
-        heard = 0
-        try:
-            while True:
-                connection.recv_into(header_bytes)
-                header = parse_header(header_bytes, peer.recv_seed)
-                if header.sequence != heard or header.length > MAX_CONTROL_BYTES:
-                    raise CorruptTransfer(f"Got answer {header.sequence} of {header.length} bytes but expected answer {heard}")
-                heard += 1
-                payload = body[: header.length]
-                connection.recv_into(payload)
-                check_payload(header, payload, peer.recv_seed)
-                if header.kind is Kind.COMMIT:
-                    self._committed(header.grant, unpack_body(payload, Commit))
-                elif header.kind is Kind.NOTE:
-                    outgoing.heard(bytes(payload))
-                elif header.kind is Kind.ABORT:
-                    self._refused(header.grant, error_of(unpack_body(payload, Abort)))
-                else:
-                    raise CorruptTransfer(f"Got a {header.kind.name} from a receiver")
-        except TransferError as error:
-            self._hang_up(error, connection)
-        except Exception as error:  # ends this connection's sessions, never the worker
-            _log.exception("cannot hear %s", self.endpoint)
-            self._hang_up(TransferError(f"cannot hear {self.endpoint}: {error!r}"), connection)
+    def _not_reached(self, waiting: list[LinkSession], error: TransferError) -> None:
+        """Those that waited for the dial fail; those that came during it get one of their own."""
+        with self._changed:
+            if self._state is LinkState.DIALLING:
+                self._state = LinkState.DOWN
+        for session in waiting:
+            self.fail(session, error)
 
-    def _committed(self, grant: int, commit: Commit) -> None:
+    # --- called by the thread that hears the answers (see `answers.Hearer`) -------------------------------------------
+
+    def committed(self, line: Line, grant: int, commit: Commit) -> None:
         with self._changed:
             session = self._sessions.get(grant)
-            if session is None or not session.bound:
+            if session is None or session.line is not line:
                 return
-            if not session.outbound.finished or commit.digest != session.outbound.digest:
-                error = CorruptTransfer(f"{self.endpoint} has committed something else than was sent")
-            else:
-                error = None
+            right = session.state is State.FINISHED and commit.digest == session.outbound.digest
+            if right:
                 self._end(session)
-        if error is not None:
-            self._fail(session, error)
+        if not right:
+            self.fail(session, CorruptTransfer(f"{self.endpoint} has committed something else than was sent"))
             return
         now_s = self._clock.now()
         started_s = session.started_s if session.started_s is not None else now_s
         self._on_event(Delivered(session.outbound.attempt, session.outbound.kv_bytes, now_s - started_s))
 
-    def _refused(self, grant: int, error: TransferError) -> None:
+    def refused(self, line: Line, grant: int, error: TransferError) -> None:
         with self._changed:
             session = self._sessions.get(grant)
-            if session is None or not session.bound:
+            if session is None or session.line is not line:
                 return
-            session.bound = False  # the peer knows
-        self._fail(session, error)
+            session.line = None  # the peer knows
+        self.fail(session, error)
 
-    # --- endings ------------------------------------------------------------------------------------------------------
+    # --- inside -------------------------------------------------------------------------------------------------------
 
     def _change(self, session: LinkSession, change: Callable[[Outbound], None]) -> None:
         """Apply a change to a live session; one that cannot be right fails the session."""
@@ -369,51 +371,27 @@ class SendLink:
             with self._changed:
                 if not session.ended:
                     change(session.outbound)
-                    self._make_ready(session)
+                    self._queue(session)
         except ValueError as error:
-            self._fail(session, TransferError(str(error)))
-
-    def _fail(self, session: LinkSession, error: TransferError) -> None:
-        if self.abort(session, error):
-            self._on_event(SendFailed(session.outbound.attempt, error))
-
-    def _hang_up(self, error: TransferError, only: Connection | None = None) -> None:
-        """Drop the connection (if it still is `only`) and fail the sessions that had begun on it."""
-        with self._changed:
-            connection = self._connection
-            if connection is None or (only is not None and connection is not only):
-                return
-            # In one step: a session that begins after this begins on the next connection.
-            outgoing = self._outgoing
-            self._connection, self._peer, self._outgoing = None, None, None
-            bound = [session for session in self._sessions.values() if session.bound]
-            for session in bound:
-                session.bound = False
-            self._changed.notify()
-        connection.close()
-        if outgoing is not None:
-            outgoing.close()
-        for session in bound:
-            self._fail(session, error)
+            self.fail(session, TransferError(str(error)))
 
     def _end(self, session: LinkSession) -> bool:
         """With the lock held. False if it had ended before."""
         if session.ended:
             return False
-        session.ended = True
+        session.state = State.ENDED
+        session.line = None
         self._sessions.pop(session.outbound.grant, None)
+        self._ready.pop(session, None)
+        if not self._sessions and self._state is LinkState.DIALLING:
+            self._dialler.give_up()  # no lease would watch over its handshake any more
         self._changed.notify()
         return True
 
-    def _make_ready(self, session: LinkSession) -> None:
+    def _queue(self, session: LinkSession) -> None:
         """With the lock held: give it a turn if it has something to send."""
-        if session.ended or not session.outbound.has_next():
-            return
-        if session.expires_s is None:
-            session.expires_s = self._clock.now() + session.lease_s
-        if not session.queued:
-            session.queued = True
-            self._ready.append(session)
+        if not session.ended and session not in self._ready and session.outbound.pending():
+            self._ready[session] = None
             self._changed.notify()
 
     def _all(self) -> list[LinkSession]:

@@ -6,18 +6,23 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 from core.clock import Clock
-from core.errors import TransferAborted
+from core.errors import TransferAborted, TransferError
 from kv_transfer.carrier import Carrier
 from kv_transfer.carriers.inline import INLINE
 from kv_transfer.events import Delivered, OnSenderEvent, SendFailed
+from kv_transfer.line import Dialler
 from kv_transfer.outbound import Outbound
 from kv_transfer.protocol import Handshake, Identity
-from kv_transfer.send_link import LinkSession, SendLink
+from kv_transfer.send_link import SendLink
+from kv_transfer.send_session import LinkSession
+from kv_transfer.sessions import SendSession
 from kv_transfer.store import KVStore
 from kv_transfer.sweeper import Sweeper
+from kv_transfer.terms import check_terms
 from kv_transfer.transport import Transport
 
 _log = logging.getLogger(__name__)
@@ -55,9 +60,27 @@ class LinkedSession:
         return self._link.abort(self._session, TransferAborted(reason))
 
 
+@dataclass(frozen=True)
+class RefusedSession:
+    """A `sessions.SendSession` of a grant that cannot be: it was over before it began."""
+
+    attempt: str
+    grant: int
+    ended: bool = True
+
+    def push(self, layer: int, start: int, count: int) -> None:
+        pass
+
+    def finish(self, tail: bytes) -> None:
+        pass
+
+    def abort(self, reason: str) -> bool:
+        return False
+
+
 class KVSender:
-    """A `sessions.Sender`, usable as a context manager. Two threads per peer endpoint that has sessions or a connection, and one
-    for deadlines.
+    """A `sessions.Sender`, usable as a context manager. Two or three threads per peer that has sessions or a connection, and
+    one for deadlines.
 
     Args: as for `KVReceiver`; `on_event` is called from this object's threads, never with a lock held, and may call back.
     """
@@ -79,7 +102,7 @@ class KVSender:
         self._clock = clock
         self._on_event = on_event
         self._lock = threading.Lock()
-        self._links: dict[str, SendLink] = {}
+        self._links: dict[tuple[str, int | None], SendLink] = {}
         self._retired: list[SendLink] = []
         self._closed = False
         self._sweeper = Sweeper(self.sweep, "kv-sender-deadlines")
@@ -95,21 +118,23 @@ class KVSender:
         lease_s: float,
         incarnation: int | None = None,
         windowed: bool = False,
-    ) -> LinkedSession:
-        if not lease_s > 0:
-            raise ValueError(f"Got {lease_s = } but expected a positive number of seconds")
+    ) -> SendSession:
+        if num_tokens < 0:
+            raise ValueError(f"Got {num_tokens = } but expected a number of tokens")
+        try:
+            check_terms(grant, first_token, num_tokens, lease_s)
+        except ValueError as error:
+            with self._lock:
+                self._check_open()
+            return self._refused(attempt, grant, f"an impossible grant: {error}")
         outbound = Outbound(self._store.layout, attempt, grant, blocks, first_token, num_tokens, windowed)
-        session = LinkSession(outbound, lease_s, incarnation)
+        session = LinkSession(outbound, lease_s)
         with self._lock:
-            if self._closed:
-                raise TransferAborted("the sender is closed")
-            link = self._links.get(endpoint)
-            if link is None:
-                link = SendLink(
-                    endpoint, self._store, self._transport, self._handshake, self._clock, self._emit, self._may_retire
-                )
-                self._links[endpoint] = link
-            link.add(session)
+            self._check_open()
+            link = self._link(endpoint, incarnation)
+            taken = link.add(session)
+        if not taken:
+            return self._refused(attempt, grant, f"{endpoint} has given grant {grant} twice")
         self._sweeper.wake_within(lease_s)
         return LinkedSession(link, session, self._sweeper)
 
@@ -137,14 +162,32 @@ class KVSender:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def _link(self, endpoint: str, incarnation: int | None) -> SendLink:
+        """With the lock held: the link there. Each incarnation of a peer has its own, because grants are numbered in each anew,
+        and what is stuck towards a dead one holds nobody up."""
+        link = self._links.get((endpoint, incarnation))
+        if link is None:
+            dialler = Dialler(endpoint, incarnation, self._transport, self._handshake)
+            link = SendLink(endpoint, self._store, dialler, self._clock, self._emit, self._may_retire)
+            self._links[endpoint, incarnation] = link
+        return link
+
     def _may_retire(self, link: SendLink) -> bool:
         """Whether an idle link may end: from then on nobody adds to it."""
         with self._lock:
             if not link.idle:
                 return False
-            self._links.pop(link.endpoint, None)
+            self._links = {key: other for key, other in self._links.items() if other is not link}
             self._retired = [*(other for other in self._retired if other.alive), link]
             return True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TransferAborted("the sender is closed")
+
+    def _refused(self, attempt: str, grant: int, reason: str) -> RefusedSession:
+        self._emit(SendFailed(attempt, TransferError(reason)))
+        return RefusedSession(attempt, grant)
 
     def _emit(self, event: Delivered | SendFailed) -> None:
         try:

@@ -15,8 +15,8 @@ from core.layout import KVLayout
 class Fence(Protocol):
     """A point in the order of an engine's writes."""
 
-    def wait(self) -> None:
-        """Return once every write before the point is visible to `read`. Blocks without holding the GIL."""
+    def passed(self) -> bool:
+        """Whether every write before the point is visible to `read`. Never blocks; asked often until it is true."""
 
 
 class KVStore(Protocol):

@@ -16,8 +16,8 @@ from core.layout import KVLayout, LayerShape
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.carrier import Carrier
 from kv_transfer.carriers.inline import INLINE
-from kv_transfer.frames import Kind
-from kv_transfer.outbound import Outbound, Piece
+from kv_transfer.frames import payload_digest
+from kv_transfer.outbound import Outbound
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 from kv_transfer.transport import Buffer, Transport
@@ -150,15 +150,12 @@ def session_frames(
     frames: list[bytes] = []
 
     def drain() -> None:
-        while outbound.has_next():
-            frame = outbound.next_frame()
-            if isinstance(frame, Piece):
-                payload = bytearray(frame.count * store.layout.layer_bytes_per_token(frame.layer))
-                store.read(frame.layer, outbound.blocks, frame.start, frame.count, memoryview(payload))
-                frames.append(outbound.stamp(Kind.DATA, payload, seed, frame) + payload)
-            else:
-                kind, body = frame
-                frames.append(outbound.stamp(kind, body, seed) + body)
+        frames.extend(filter(None, [outbound.take_begin(seed)]))
+        while piece := outbound.take_piece():
+            payload = bytearray(piece.count * store.layout.layer_bytes_per_token(piece.layer))
+            store.read(piece.layer, outbound.blocks, piece.start, piece.count, memoryview(payload))
+            frames.append(outbound.stamp_piece(piece, len(payload), payload_digest(payload, seed), seed) + payload)
+        frames.extend(filter(None, [outbound.take_finish(seed)]))
 
     for layer, start, count in pushes:
         outbound.push(layer, start, count, None)

@@ -7,19 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.layout import LayerShape
-from kv_transfer.frames import PIECE_BYTES, Kind
-from kv_transfer.outbound import Outbound, Piece
+from kv_transfer.frames import HEADER_BYTES, PIECE_BYTES, Kind, parse_header
+from kv_transfer.outbound import Outbound
 from tests.kv_transfer.rig import layout
 
-LAYERS = 3
+LAYERS, SEED = 3, 7
 
 
 def drain(outbound: Outbound) -> list[tuple[int, int, int]]:
     pieces = []
-    while outbound.has_next():
-        frame = outbound.next_frame()
-        if isinstance(frame, Piece):
-            pieces.append((frame.layer, frame.start, frame.start + frame.count))
+    outbound.take_begin(SEED)
+    while piece := outbound.take_piece():
+        pieces.append((piece.layer, piece.start, piece.stop))
     return pieces
 
 
@@ -66,14 +65,81 @@ def test_large_pushes_leave_in_pieces_of_a_mebibyte() -> None:
     assert pieces == [(0, at, min(at + most, 1000)) for at in range(0, 1000, most)]
 
 
-def test_begin_is_first_and_finish_last() -> None:
+def test_begin_is_first_and_finish_last_and_each_leaves_once() -> None:
     outbound = make(0, 4)
     for layer in range(LAYERS):
         outbound.push(layer, 0, 4, None)
     outbound.finish(b"")
-    kinds = [frame[0] if isinstance(frame := outbound.next_frame(), tuple) else Kind.DATA for _ in range(LAYERS + 2)]
-    assert kinds == [Kind.BEGIN, *[Kind.DATA] * LAYERS, Kind.FINISH]
-    assert not outbound.has_next()
+    assert outbound.take_finish(SEED) is None
+    begin = outbound.take_begin(SEED)
+    assert begin is not None
+    assert outbound.take_begin(SEED) is None
+    headers = [parse_header(begin[:HEADER_BYTES], SEED)]
+    while piece := outbound.take_piece():
+        assert outbound.take_finish(SEED) is None  # a piece is not stamped yet
+        headers.append(parse_header(outbound.stamp_piece(piece, 4, 5, SEED), SEED))
+    finish = outbound.take_finish(SEED)
+    assert finish is not None
+    assert outbound.take_finish(SEED) is None
+    headers.append(parse_header(finish[:HEADER_BYTES], SEED))
+    assert [header.kind for header in headers] == [Kind.BEGIN, *[Kind.DATA] * LAYERS, Kind.FINISH]
+    assert [header.sequence for header in headers] == list(range(LAYERS + 2))
+    assert outbound.finished
+    assert not outbound.pending()
+
+
+class Flag:
+    """A fence that passes when told."""
+
+    def __init__(self) -> None:
+        self.open, self.asked = False, 0
+
+    def passed(self) -> bool:
+        self.asked += 1
+        return self.open
+
+
+def test_a_piece_waits_for_its_own_fence_however_it_is_joined() -> None:
+    """What was pushed first may be written while what is next to it is not: neither takes the other's fence."""
+    outbound, older, newer = make(0, 8), Flag(), Flag()
+    outbound.push(0, 0, 4, older)
+    outbound.push(0, 4, 4, newer)
+    outbound.take_begin(SEED)
+    assert not outbound.sendable()
+    assert outbound.pending()
+    older.open = True
+    assert drain(outbound) == [(0, 0, 4)]
+    assert not outbound.sendable()
+    newer.open = True
+    assert drain(outbound) == [(0, 4, 8)]
+
+
+def test_pieces_side_by_side_leave_as_one_once_both_are_written() -> None:
+    outbound, older, newer = make(0, 8), Flag(), Flag()
+    outbound.push(0, 0, 4, older)
+    outbound.push(0, 4, 4, newer)
+    older.open = newer.open = True
+    assert drain(outbound) == [(0, 0, 8)]
+
+
+def test_a_layer_that_is_written_passes_one_that_is_not() -> None:
+    outbound, late = make(0, 4), Flag()
+    outbound.push(0, 0, 4, late)
+    outbound.push(1, 0, 4, None)
+    assert drain(outbound) == [(1, 0, 4)]
+    late.open = True
+    assert drain(outbound) == [(0, 0, 4)]
+
+
+def test_a_fence_that_has_passed_is_not_asked_again() -> None:
+    outbound, fence = make(0, 4), Flag()
+    outbound.push(0, 0, 4, fence)
+    outbound.take_begin(SEED)
+    fence.open = True
+    assert outbound.sendable()
+    assert outbound.sendable()
+    assert drain(outbound) == [(0, 0, 4)]
+    assert fence.asked == 1
 
 
 def test_blocks_that_come_later_are_taken_over_at_the_push_that_needs_them() -> None:

