@@ -8,10 +8,9 @@ from collections.abc import Callable
 
 from core.messages import Message
 from core.wire import decode, encode
+from mail.faults import FaultyPeers, Plan
+from mail.peers import MessageSender
 from tests.support.virtual.timeline import Timeline
-
-Fate = Callable[[str, str, Message], list[float]]
-"""Sender, receiver and message to the delays after which copies arrive: none is a loss, two a repetition."""
 
 
 class VirtualMailbox:
@@ -38,7 +37,7 @@ class VirtualMailbox:
 
 
 class Post:
-    """Carries messages between mailboxes, each pair in order unless `fate` says otherwise."""
+    """Carries messages between mailboxes, each pair in order; whom `faults` is set for, through `mail.faults`."""
 
     def __init__(self, timeline: Timeline, dice: random.Random, latency_s: float = 2e-4) -> None:
         self._timeline = timeline
@@ -46,7 +45,7 @@ class Post:
         self._latency_s = latency_s
         self._boxes: dict[str, VirtualMailbox] = {}
         self._last_s: dict[tuple[str, str], float] = {}
-        self.fate: Fate | None = None
+        self.faults: Plan | None = None
         self.sent: dict[str, int] = {}
 
     def open(self, endpoint: str) -> VirtualMailbox:
@@ -56,18 +55,14 @@ class Post:
     def close(self, endpoint: str) -> None:
         self._boxes.pop(endpoint, None)
 
-    def peers(self, sender: str) -> VirtualPeers:
-        return VirtualPeers(self, sender)
+    def peers(self, sender: str) -> MessageSender:
+        sound = VirtualPeers(self, sender)
+        return sound if self.faults is None else FaultyPeers(sound, self.faults, self._timeline.after, sender)
 
     def carry(self, sender: str, receiver: str, message: Message) -> bool:
         packed = encode(message)
         kind = type(message).__name__
         self.sent[kind] = self.sent.get(kind, 0) + 1
-        delays = None if self.fate is None else self.fate(sender, receiver, message)
-        if delays is not None:
-            for delay_s in delays:
-                self._timeline.after(delay_s, lambda: self._arrive(receiver, packed))
-            return True
         due_s = self._timeline.now() + self._latency_s * (0.5 + self._dice.random())
         due_s = self._last_s[sender, receiver] = max(due_s, self._last_s.get((sender, receiver), 0.0))
         self._timeline.at(due_s, lambda: self._arrive(receiver, packed))
@@ -81,6 +76,8 @@ class Post:
 
 class VirtualPeers:
     """What `mail.peers.Peers` is to a sender."""
+
+    lost = 0
 
     def __init__(self, post: Post, sender: str) -> None:
         self._post = post

@@ -13,16 +13,16 @@ class Timeline:
     def __init__(self) -> None:
         self._now_s = 0.0
         self._order = itertools.count()
-        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._due: list[tuple[float, int, Callable[[], object]]] = []
         self.events = 0
 
     def now(self) -> float:
         return self._now_s
 
-    def at(self, time_s: float, callback: Callable[[], None]) -> None:
+    def at(self, time_s: float, callback: Callable[[], object]) -> None:
         heapq.heappush(self._due, (max(time_s, self._now_s), next(self._order), callback))
 
-    def after(self, delay_s: float, callback: Callable[[], None]) -> None:
+    def after(self, delay_s: float, callback: Callable[[], object]) -> None:
         self.at(self._now_s + delay_s, callback)
 
     def run(self, until: Callable[[], bool], limit_s: float) -> bool:
