@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
@@ -28,9 +29,9 @@ from core.config import Role
 from core.errors import EngineFault, HetServeError, InvalidRequest, Unavailable
 from core.messages import Cancel, Grant, Keep, Load, Message, Renew, Submit, Withdrawn
 from decode.worker import DecodeWorker
+from engine.admission import AdmissionKind
 from engine.decision import Part
 from engine.engine import Engine
-from instance.shim_engine import AdmissionKind
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
 from kv_transfer.store import Fence
 from mail.attempt_book import AttemptBook
@@ -100,7 +101,8 @@ class EngineLoop:
         self._clock = clock
         self._fence = fence
         self._events: SimpleQueue[TransferEvent] = SimpleQueue()
-        self._layers: SimpleQueue[tuple[tuple[Part, ...], int, Fence | None]] = SimpleQueue()
+        self._layers: SimpleQueue[tuple[int, tuple[Part, ...], int, Fence | None]] = SimpleQueue()
+        self._launches = 0
         self._lost_steps = 0
         self._stopping = False
         self._draining = False
@@ -232,21 +234,21 @@ class EngineLoop:
 
     # --- transfers ----------------------------------------------------------------------------------------------------
 
-    def _layer_written(self, parts: tuple[Part, ...], layer: int) -> None:
+    def _layer_written(self, launch: int, parts: tuple[Part, ...], layer: int) -> None:
         """On the device's thread."""
         self._life_s = self._clock.now()
         if parts:
-            self._layers.put((parts, layer, self._fence()))
+            self._layers.put((launch, parts, layer, self._fence()))
             self._mailbox.wake()
 
     def _take_layers(self) -> None:
         while True:
             try:
-                parts, layer, fence = self._layers.get_nowait()
+                launch, parts, layer, fence = self._layers.get_nowait()
             except Empty:
                 return
             for part in parts:
-                self._guard(part.sequence.sequence_id, self._prefill.layer_written, part, layer, fence)
+                self._guard(part.sequence.sequence_id, self._prefill.layer_written, launch, part, layer, fence)
 
     def _take_events(self) -> None:
         while True:
@@ -283,7 +285,8 @@ class EngineLoop:
 
     def _launch(self) -> None:
         """Give the device as many steps as it takes."""
-        while self._engine.launch(self._layer_written):
+        while self._engine.launch(partial(self._layer_written, self._launches + 1)):
+            self._launches += 1
             self._take_admissions()
         self._take_admissions()
 
@@ -294,7 +297,7 @@ class EngineLoop:
                 case AdmissionKind.ADMITTED:
                     self._guard(name, self._prefill.admitted, name)
                 case AdmissionKind.TAKEN_BACK:
-                    self._guard(name, self._prefill.taken_back, name)
+                    self._guard(name, self._prefill.taken_back, name, self._launches)
                 case AdmissionKind.GRANTED:
                     self._guard(name, self._decode.granted, name)
 

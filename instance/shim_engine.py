@@ -4,19 +4,10 @@ from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+from engine.admission import Admission, AdmissionKind
 from engine.decision import Part
 from engine.engine import Engine
 from engine.sequence import Sequence, Status
-
-class AdmissionKind(Enum):
-    ADMITTED = "admitted"
-    GRANTED = "granted"
-    TAKEN_BACK = "taken back"
-
-@dataclass(frozen=True)
-class Admission:
-    kind: AdmissionKind
-    sequence: Sequence
 
 @dataclass(frozen=True)
 class StepOutput:

@@ -47,16 +47,21 @@ class Reading:
     Attributes:
         written: for each layer, how many tokens have their KV in the cache, with all that comes before them.
         fence: after the newest of these writes.
+        void: what was launched up to here may write blocks that it has lost.
         asked: number of the first `Renew` that says that the prompt has blocks.
+        first: what was drawn, once the prompt is read.
+        told: whether the gateway was told of it. It is read, and drawn, once more after the blocks were lost.
     """
 
     attempt: Attempt
     sequence: Sequence
     written: list[int]
     fence: Fence | None = None
+    void: int = 0
     asked: int = 0
     session: SendSession | None = None
     first: NewToken | None = None
+    told: bool = False
 
 
 class PrefillWorker:
@@ -121,18 +126,20 @@ class PrefillWorker:
             reading.asked = self._book.next_number
             self._book.say(reading.attempt)
 
-    def taken_back(self, sequence_id: str) -> None:
-        """An older claim has its blocks: it waits again, and the decode side need keep no room."""
+    def taken_back(self, sequence_id: str, launch: int) -> None:
+        """An older claim has its blocks: it waits again, and the decode side need keep no room. Steps up to `launch` may still
+        write the blocks that it had."""
         reading = self._readings.get(sequence_id)
         if reading is not None:
             reading.attempt.life.move(Phase.WAITING)
             reading.written = [0] * len(reading.written)
+            reading.void, reading.fence, reading.first = launch, None, None
             self._book.say(reading.attempt)
 
-    def layer_written(self, part: Part, layer: int, fence: Fence | None) -> None:
-        """The step under way has written one layer of a part of a prompt: push it while later layers compute."""
+    def layer_written(self, launch: int, part: Part, layer: int, fence: Fence | None) -> None:
+        """A step under way, the `launch`-th, has written one layer of a part of a prompt: push it while later layers compute."""
         reading = self._readings.get(part.sequence.sequence_id)
-        if reading is None or reading.sequence is not part.sequence:
+        if reading is None or reading.sequence is not part.sequence or launch <= reading.void:
             return
         # What the prefix cache supplied was written by earlier steps, so it too lies before this fence.
         start, stop = reading.written[layer], part.start + part.count
@@ -146,9 +153,10 @@ class PrefillWorker:
         reading = self._readings.get(token.sequence.sequence_id)
         if reading is None:
             return
-        if reading.first is None:  # a prompt that lost its blocks is read, and its token drawn, once more
-            self._book.tokens(reading.attempt, _first_item(token))
         reading.first = token
+        if not reading.told:
+            reading.told = True
+            self._book.tokens(reading.attempt, _first_item(token))
         if token.finish is not None:
             self._book.end(reading.attempt, Ending.FINISHED, "finished with its first token")
         elif reading.session is not None:

@@ -3,14 +3,16 @@ engines and KV sessions; mail passes through a `Post` that can lose, repeat, del
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from core.config import EngineConfig, Role
 from core.cost import CostModel
+from core.errors import EngineFault
 from core.layout import KVLayout, LayerShape
-from core.messages import Address, Cancel, Failed, Keep, Message, Submit, TokenItem, Tokens, Wanted
+from core.messages import Address, Cancel, Failed, Keep, Submit, TokenItem, Tokens, Wanted
 from core.sampling import SamplingParams
 from core.tokens import pack_tokens
 from decode.worker import DecodeWorker
@@ -20,14 +22,15 @@ from instance.loop import EngineLoop
 from instance.shim_engine import ShimEngine
 from kv_transfer.byte_store import ByteStore
 from mail.attempt_book import AttemptBook
+from mail.faults import Plan
 from mail.outbox import Outbox
 from prefill.worker import PrefillWorker
 from tests.support.virtual.fabric import Fabric, VirtualReceiver, VirtualSender
 from tests.support.virtual.post import Post
 from tests.support.virtual.timeline import Timeline
 
-LEASE_S = 3.0
-STEP_S = 0.01
+LEASE_S = 1.5
+STEP_S = 0.025
 BLOCK_SIZE = 4
 LAYOUT = KVLayout.whole(layers=(LayerShape(1, 4, 4),) * 2, dtype="float32", block_size=BLOCK_SIZE)
 VOCAB = 100
@@ -119,6 +122,7 @@ class Stream:
     last: int | None = None
     failures: list[Failed] = field(default_factory=list)
     cancelled: bool = False
+    deadline_s: float = math.inf
     progressed_s: float = 0.0
     ended_s: float | None = None
 
@@ -153,7 +157,9 @@ class PairGateway:
         attempt = f"a{len(self.streams)}"
         sampling = SamplingParams(max_tokens=max_tokens, seed=len(self.streams))
         workers = (decode,) if prefill is None else (decode, prefill)
-        stream = self.streams[attempt] = Stream(attempt, sampling, prompt, workers, progressed_s=self._timeline.now())
+        stream = self.streams[attempt] = Stream(attempt, sampling, prompt, workers)
+        stream.progressed_s = self._timeline.now()
+        stream.deadline_s = stream.progressed_s + deadline_s
 
         def send(worker: Address, stage: str, peer: Address | None) -> None:
             message = Submit(
@@ -228,20 +234,23 @@ class PairGateway:
 
 
 class Pair:
-    """`prefill` and `decode` with a `gateway`. `fate(sender, receiver, message)` is asked for the delays of each message's
-    copies; None leaves it alone."""
+    """`prefill` and `decode` with a `gateway`; `plan` says what becomes of their mail."""
 
-    def __init__(self, prefill_blocks: int = 64, decode_blocks: int = 64, roles: tuple[Role, Role] | None = None) -> None:
+    def __init__(
+        self,
+        prefill_blocks: int = 64,
+        decode_blocks: int = 64,
+        plan: Plan | None = None,
+        roles: tuple[Role, Role] | None = None,
+    ) -> None:
         self.timeline = Timeline()
         self.post = Post(self.timeline, random.Random(5))
+        self.post.faults = plan
         self.fabric = Fabric(self.timeline)
         first, second = roles or (Role.PREFILL, Role.DECODE)
         self.prefill = Side(self, "prefill", first, prefill_blocks)
         self.decode = Side(self, "decode", second, decode_blocks)
         self.gateway = PairGateway(self)
-
-    def faults(self, fate: Callable[[str, str, Message], list[float] | None] | None) -> None:
-        self.post.fate = fate
 
     def submit(self, prompt_tokens: int = 10, max_tokens: int = 8, **fields: float) -> Stream:
         count = len(self.gateway.streams)
@@ -274,13 +283,15 @@ class Pair:
         """Each stream ended in exact tokens or in one typed error, soon after it last made progress; nothing is left over."""
         for stream in self.gateway.streams.values():
             assert stream.ended_s is not None
-            assert stream.ended_s - stream.progressed_s <= 3 * LEASE_S + 1, stream
+            since_s = stream.deadline_s if stream.ended_s > stream.deadline_s else stream.progressed_s
+            assert stream.ended_s - since_s <= 3 * LEASE_S, stream
             expected = alone(stream)
             assert all(expected[position] == token for position, token in stream.tokens.items()), stream
             if stream.complete:
                 assert len(stream.tokens) == len(expected)
             else:
                 assert stream.cancelled or len(stream.failures) == 1, stream
+            assert all(failed.code != EngineFault.code for failed in stream.failures), stream.failures
         left = self.prefill.left_over() + self.decode.left_over()
         assert left == []
         assert self.prefill.remembered == self.decode.remembered == 0
