@@ -43,7 +43,6 @@ class Sequence:
     prompt_tokens: int
     sampling: SamplingParams
     salt: bytes = b""
-    ticket: int = 0
     hold: bool = False
     arrived_s: float = 0.0
     started_s: float | None = None
