@@ -1,19 +1,29 @@
-"""One model replica's step loop: schedule, run, apply.
+"""One model replica: schedule a step, lay it out, launch it; collect what it computed, apply it.
+
+    add, reserve ──▶ launch ──▶ (the device computes) ──▶ collect ──▶ tokens
+                       └───────── launch, if the runner may be a step ahead
 
 Everything that can be known about a sequence beforehand is checked at the door (`add`, `reserve`), so that no request can
 break the step that it shares with others. What goes wrong inside a step ends the sequences of that step, never the engine.
 
-Tokens are emitted once, by the step that draws them. A sequence ends when `NewToken.finish` is set, or in
+Where a runner takes steps ahead (`ModelRunner.steps_ahead`), the next step is decided and laid out while the device computes the
+last one, before its tokens are known. A sequence that turns out to have ended has computed a token too many, which nobody
+sees: what a step computes counts only for sequences that still live in the blocks they had when it was launched.
+
+Tokens are emitted once, by the collection of the step that drew them. A sequence ends when `NewToken.finish` is set, or in
 `StepOutput.failed`, or by `cancel`; with `hold` it goes to HELD with its first token, finished or not, and lives until
-`release` or `cancel`.
+`release` or `cancel`. Before `pin`, it may lose its blocks to an older claim: then it is read again, and emits the same token once
+more.
 
-Not thread-safe: one thread calls it, and only between steps; `load` alone may be called by any thread at any time.
+Not thread-safe: one thread calls it, also while steps are in flight; `load` alone may be called by any thread at any time.
 
-Neighbours: `engine.scheduler` decides, a `ModelRunner` computes, the prefill and decode workers call. No tensors here.
+Neighbours: `engine.scheduler` decides, `engine.plan_writer` lays out, a `ModelRunner` computes, the prefill and decode workers
+call. No tensors here.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,43 +33,68 @@ from core.errors import ContextLengthExceeded, EngineFault, HetServeError, Inval
 from core.layout import KVLayout
 from core.request import FinishReason
 from core.sampling import SamplingParams
+from core.tokens import within
+from engine.admission import Admission
 from engine.block_manager import BlockManager
-from engine.plan import Drawn, LayerListener, ModelRunner, Scheduled, StepPlan, StepResult
+from engine.decision import Part
+from engine.plan import Drawn, Handle, LayerListener, ModelRunner, StepResult
+from engine.plan_writer import PlanWriter
 from engine.results import EngineLoad
 from engine.scheduler import Scheduler
 from engine.sequence import NewToken, Sequence, Status
-from engine.waiting_queue import OrderKey
 
-PlanLayerListener = Callable[[StepPlan, int], None]
-"""Called during a step with its plan and the index of a layer whose new KV was just written."""
+PartsListener = Callable[[tuple[Part, ...], int], None]
+"""Called with the index of a layer whose new KV was just written, and with what the step computes of sequences with `hold`.
+
+It runs on the device's thread, which may be another than the engine's, and must not call the engine.
+"""
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a step produced. `failed` sequences are freed already. `plan` is None if there was nothing to compute."""
+    """What a step produced. `failed` sequences are freed already. `parts` is what it was to compute, empty if there was nothing;
+    `failed_whole` when it gave nobody anything, because everybody in it failed."""
 
     tokens: tuple[NewToken, ...] = ()
     failed: tuple[tuple[Sequence, HetServeError], ...] = ()
-    plan: StepPlan | None = None
+    parts: tuple[Part, ...] = ()
+    failed_whole: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Launched:
+    """A step in flight. `tenancies[i]` is that of the i-th part's sequence at the launch; the handle is what broke the launch, if
+    anything did."""
+
+    step: int
+    parts: tuple[Part, ...]
+    tenancies: list[int]
+    handle: Handle | EngineFault
 
 
 class Engine:
     """Sequences in, tokens out, one step at a time.
 
     `config` gives the limits; the sizes of the cache and the model are the runner's. `clock` stamps sequences; a caller
-    stamps `arrived_s` by the same clock. `key` orders admission (see `WaitingQueue`).
+    stamps `arrived_s` by the same clock.
     """
 
-    def __init__(self, runner: ModelRunner, config: EngineConfig, clock: Clock, *, key: OrderKey | None = None) -> None:
+    def __init__(self, runner: ModelRunner, config: EngineConfig, clock: Clock) -> None:
         self._runner = runner
         self._clock = clock
         self._blocks = BlockManager(runner.num_blocks, runner.layout.block_size, config.prefix_cache)
         self._scheduler = Scheduler(
-            self._blocks, config.max_num_seqs, config.max_num_batched_tokens, config.max_waiting_tokens, key=key
+            self._blocks,
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            config.max_waiting_tokens,
+            config.headroom_tokens,
         )
+        self._writer = PlanWriter()
         self._sequences: dict[str, Sequence] = {}
+        self._flying: deque[_Launched] = deque()
         self._steps = 0
-        self._stepping = False
+        self._in_runner = False
         self._alive_s = clock.now()
 
     @property
@@ -76,9 +111,23 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step may compute something. A step that finds all blocks kept for transfers has the plan None, and then
-        there is no work until a sequence comes, goes or starts: so `while has_work: step()` never spins."""
-        return self._scheduler.has_work
+        """Whether `step` may achieve something: steps are in flight, or one may be launched. A `launch` that finds all blocks kept
+        for transfers says no, and then there is no work until a sequence comes, goes or starts: so `while has_work: step()`
+        never spins."""
+        return bool(self._flying) or self._scheduler.has_work
+
+    @property
+    def in_flight(self) -> int:
+        """Steps that are launched and not collected."""
+        return len(self._flying)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a step is in flight and `collect` would not wait for it."""
+        if not self._flying:
+            return False
+        handle = self._flying[0].handle
+        return isinstance(handle, EngineFault) or handle.done
 
     # --- in and out ---------------------------------------------------------------------------------------------------
 
@@ -95,36 +144,50 @@ class Engine:
         self._scheduler.add(sequence)
         self._sequences[sequence.sequence_id] = sequence
 
-    def reserve(self, sequence: Sequence) -> bool:
-        """Give a sequence blocks for all its tokens, whose KV will be written from outside, up to `start`.
+    def reserve(self, sequence: Sequence) -> None:
+        """Queue a sequence for blocks for all its tokens, whose KV will be written from outside, up to `start`.
 
-        The first `cached_tokens` are here already. False, with nothing changed, if there is no room now: ask again after
-        the next step. Raises what `add` raises, but never Overloaded.
+        `admissions` says when it has them: GRANTED. The first `cached_tokens` are then here already. Raises what `add` raises,
+        but never Overloaded: its prompt is read elsewhere by now.
         """
         if sequence.hold:
             raise ValueError(f"sequence {sequence.sequence_id} cannot be both reserved and held")
         self._check(sequence)
-        if not self._scheduler.reserve(sequence):
-            return False
+        self._wake()
+        self._scheduler.reserve(sequence)
         self._sequences[sequence.sequence_id] = sequence
+
+    def admissions(self) -> tuple[Admission, ...]:
+        """What happened since the last call to prompts with `hold` and to reservations that still live, in order. Grants what
+        can be granted, whether or not a step can be launched."""
+        self._outside_runner()
+        self._scheduler.admit(may_preempt=not self._flying)
+        return self._scheduler.take_admissions()
+
+    def pin(self, sequence_id: str) -> bool:
+        """Another engine has room for this prompt with `hold`: from now on it keeps its blocks until it ends. False, and nothing
+        else, if it has none (any more)."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is None or not sequence.hold or not sequence.blocks:
+            return False
+        sequence.pinned = True
         return True
 
     def start(self, sequence: Sequence, token: int) -> FinishReason | None:
-        """All KV of a reserved sequence is in its blocks, and `token` was drawn from it elsewhere and delivered: decode on.
+        """All KV of a granted sequence is in its blocks, and `token` was drawn from it elsewhere and delivered: decode on.
 
         `token` is not emitted again. Returns why the generation is over if that token ended it; the sequence is then freed.
 
         Raises:
-            EngineFault: the sequence is not reserved here.
-            ProtocolError: no such token. The reservation stays.
+            EngineFault: the sequence has no grant here.
+            ProtocolError: no such token. The grant stays.
         """
-        self._between_steps()
+        self._outside_runner()
         if not 0 <= token < self._runner.vocab_size:
             raise ProtocolError(f"Got token {token} but the vocabulary ends at {self._runner.vocab_size}")
         self._wake()
         first_arrived = sequence.computed_tokens
         self._scheduler.activate(sequence)
-        sequence.computed_tokens = len(sequence.tokens)
         self._blocks.register(sequence, first_arrived)
         finish, _ = self._append(sequence, token)
         if finish is not None:
@@ -133,7 +196,7 @@ class Engine:
 
     def cancel(self, sequence_id: str) -> bool:
         """End a sequence in any state and free all it owns. False, and nothing else, if it is not (or no longer) here."""
-        self._between_steps()
+        self._outside_runner()
         self._wake()
         sequence = self._sequences.get(sequence_id)
         if sequence is not None:
@@ -147,36 +210,71 @@ class Engine:
 
     # --- the step -----------------------------------------------------------------------------------------------------
 
-    def step(self, on_layer: PlanLayerListener | None = None) -> StepOutput:
-        """Compute one step. Whatever the runner or `on_layer` raises fails the sequences of the step with EngineFault."""
-        self._between_steps()
-        plan = self._scheduler.schedule()
-        if plan is None:
-            self._alive_s = self._clock.now()
-            return StepOutput()
-        self._stamp_started(plan)
-        self._stepping = True
+    def launch(self, on_layer: PartsListener | None = None) -> bool:
+        """Launch one step, if there is something to compute and the runner may have one more in flight."""
+        self._outside_runner()
+        if len(self._flying) > self._runner.steps_ahead:
+            return False
+        decision = self._scheduler.schedule(may_preempt=not self._flying)
+        if decision is None:
+            if not self._flying:
+                self._alive_s = self._clock.now()
+            return False
+        plan = self._writer.write(decision.parts)
+        self._note_launch(decision.parts, plan.step)
+        handle: Handle | EngineFault = EngineFault("the launch was interrupted")
+        self._in_runner = True
         try:
-            result = self._runner.run(plan, _bind(on_layer, plan))
+            handle = self._runner.launch(plan, _bind(on_layer, decision.parts))
         except Exception as error:  # the boundary: it ends these requests, and the engine lives on
-            output = self._fail_all(plan, f"the step failed: {type(error).__name__}: {error}")
-        else:
-            output = self._apply(plan, result)
+            handle = _fault(error)
         finally:
-            self._stepping = False
+            self._in_runner = False
+            tenancies = [part.sequence.tenancy for part in decision.parts]
+            self._flying.append(_Launched(plan.step, decision.parts, tenancies, handle))
+            self._alive_s = self._clock.now()
+        return True
+
+    def collect(self) -> StepOutput:
+        """Wait for the oldest step in flight and take in what it computed; an empty output if none is in flight.
+
+        Whatever the runner raises, then or at the launch, fails the sequences of the step with EngineFault.
+        """
+        self._outside_runner()
+        if not self._flying:
+            return StepOutput()
+        launched = self._flying[0]
+        self._in_runner = True
+        try:
+            result: StepResult | EngineFault = (
+                launched.handle if isinstance(launched.handle, EngineFault) else self._runner.collect(launched.handle)
+            )
+        except Exception as error:  # the boundary: it ends these requests, and the engine lives on
+            result = _fault(error)
+        finally:
+            self._in_runner = False
+        self._flying.popleft()
+        self._scheduler.collected(launched.step)
+        output = self._apply(launched, result)
         self._steps += 1
         self._alive_s = self._clock.now()
         return output
 
+    def step(self, on_layer: PartsListener | None = None) -> StepOutput:
+        """For callers with nothing else to do: launch all that may be, then wait for the oldest."""
+        while self.launch(on_layer):
+            pass
+        return self.collect()
+
     def responds(self) -> bool:
         """Whether the runner can still compute one token by itself. Tells a device that is gone from a request that breaks
-        the steps it is in. True without asking where not even one block is free."""
-        self._between_steps()
+        the steps it is in. Waits for the steps in flight, too. True without asking where not even one block is free."""
+        self._outside_runner()
         canary = Sequence("canary", [0], prompt_tokens=1, sampling=SamplingParams(max_tokens=1, temperature=0.0))
         if not self._blocks.allocate(canary):
             return True
         try:
-            result = self._runner.run(StepPlan((Scheduled(canary, 0, 1, samples=True),)), None)
+            result = self._runner.collect(self._runner.launch(self._writer.write_alone(canary)))
         except Exception:  # the question is whether it fails, however it does
             return False
         finally:
@@ -187,23 +285,25 @@ class Engine:
         """How busy it is, for heartbeats. `running` includes what only waits for a place in the batch; `held_blocks` counts a
         shared block once for each sequence that keeps it; `step_age_s` is the time since the step loop was last seen
         alive, 0 with nothing to do."""
-        active, pinned = self._scheduler.active(), self._scheduler.pinned()
+        active, kept = self._scheduler.active(), self._scheduler.kept()
         return EngineLoad(
             waiting=self._scheduler.waiting,
             waiting_tokens=self._scheduler.waiting_tokens,
             running=len(active),
             context_tokens=sum(len(sequence.tokens) for sequence in active),
             free_blocks=self._blocks.free_blocks,
-            held_blocks=sum(len(sequence.blocks) for sequence in pinned),
+            held_blocks=sum(len(sequence.blocks) for sequence in kept),
             steps=self._steps,
             step_age_s=max(0.0, self._clock.now() - self._alive_s) if self.has_work else 0.0,
         )
 
     def invariants(self) -> list[str]:
         """What is wrong, in words; plus, because nothing may be left when clients are gone, every sequence still here."""
-        wrong = self._scheduler.check()
+        wrong = self._scheduler.check() + self._writer.check()
+        if not self._flying and self._blocks.cooling_blocks:
+            wrong.append(f"{self._blocks.cooling_blocks} blocks cool though no step is in flight")
         wrong += [f"sequence {name} is still {sequence.status.value}" for name, sequence in self._sequences.items()]
-        if not self._sequences and self._blocks.free_blocks != self._blocks.num_blocks:
+        if not self._sequences and not self._flying and self._blocks.free_blocks != self._blocks.num_blocks:
             wrong.append(f"idle, but {self._blocks.free_blocks} of {self._blocks.num_blocks} blocks are free")
         return wrong
 
@@ -211,14 +311,14 @@ class Engine:
 
     def _check(self, sequence: Sequence) -> None:
         """Refuse whatever could break a step or never end. Indexes of client-given token ids reach tensors unchecked."""
-        self._between_steps()
+        self._outside_runner()
         vocabulary, limit = self._runner.vocab_size, self._runner.max_model_len
         sampling = sequence.sampling
         if sequence.status is not Status.WAITING or sequence.blocks or sequence.computed_tokens:
             raise ValueError(f"sequence {sequence.sequence_id} is not new: {sequence.status.value}")
         if sequence.sequence_id in self._sequences:
             raise InvalidRequest(f"sequence {sequence.sequence_id} is already here")
-        if min(sequence.tokens) < 0 or max(sequence.tokens) >= vocabulary:
+        if not within(sequence.tokens, vocabulary):
             raise InvalidRequest(f"Got a token id outside the vocabulary of {vocabulary}", "prompt")
         if max(sampling.logit_bias, default=0) >= vocabulary:
             raise InvalidRequest(f"Got a token id outside the vocabulary of {vocabulary}", "logit_bias")
@@ -242,37 +342,52 @@ class Engine:
         self._scheduler.remove(sequence, keep_cached)
         del self._sequences[sequence.sequence_id]
 
-    def _stamp_started(self, plan: StepPlan) -> None:
+    def _note_launch(self, parts: tuple[Part, ...], step: int) -> None:
         now_s = self._clock.now()
-        for item in plan.scheduled:
-            if item.sequence.started_s is None:
-                item.sequence.started_s = now_s
+        leaving: list[Sequence] = []
+        for part in parts:
+            sequence = part.sequence
+            if sequence.started_s is None:
+                sequence.started_s = now_s
+            sequence.launched_tokens = part.start + part.count
+            sequence.last_step = step
+            if part.samples:
+                sequence.pending_tokens += 1
+                if sequence.drawn_out:
+                    leaving.append(sequence)
+        if leaving:
+            self._scheduler.retire(leaving)
 
-    def _apply(self, plan: StepPlan, result: StepResult) -> StepOutput:
-        samples = sum(item.samples for item in plan.scheduled)
-        if len(result.drawn) != samples:
-            return self._fail_all(plan, f"the runner drew {len(result.drawn)} tokens for {samples} sequences")
+    def _apply(self, launched: _Launched, result: StepResult | EngineFault) -> StepOutput:
+        samples = sum(part.samples for part in launched.parts)
+        if isinstance(result, StepResult) and len(result.drawn) != samples:
+            result = EngineFault(f"the runner drew {len(result.drawn)} tokens for {samples} sequences")
+        drawn = iter(()) if isinstance(result, EngineFault) else iter(result.drawn)
         tokens: list[NewToken] = []
         failed: list[tuple[Sequence, HetServeError]] = []
-        drawn = iter(result.drawn)
+        computed = 0
         now_s = self._clock.now()
-        for index, item in enumerate(plan.scheduled):
-            draw = next(drawn) if item.samples else None
-            fault = result.faults.get(index) or self._fault_of(draw)
-            if fault is not None:
-                failed.append(self._fail(item.sequence, fault))
+        for index, (part, tenancy) in enumerate(zip(launched.parts, launched.tenancies, strict=True)):
+            draw = next(drawn, None) if part.samples else None
+            sequence = part.sequence
+            if sequence.tenancy != tenancy:
                 continue
-            self._computed(item)
+            fault = str(result) if isinstance(result, EngineFault) else result.faults.get(index) or self._fault_of(draw)
+            if fault is not None:
+                failed.append(self._fail(sequence, fault))
+                continue
+            computed += 1
+            sequence.computed_tokens = part.start + part.count
+            self._blocks.register(sequence, part.start)
             if draw is not None:
-                tokens.append(self._emit(item.sequence, draw, now_s))
-        return StepOutput(tuple(tokens), tuple(failed), plan)
-
-    def _computed(self, item: Scheduled) -> None:
-        item.sequence.computed_tokens = item.start + item.count
-        self._blocks.register(item.sequence, item.start)
+                tokens.append(self._emit(sequence, draw, now_s))
+        return StepOutput(tuple(tokens), tuple(failed), launched.parts, bool(failed) and not computed)
 
     def _emit(self, sequence: Sequence, draw: Drawn, now_s: float) -> NewToken:
+        if sequence.hold:
+            draw = sequence.first = sequence.first or draw
         position = sequence.output_tokens
+        sequence.pending_tokens -= 1
         finish, stop_token = self._append(sequence, draw.token)
         if sequence.first_token_s is None:
             sequence.first_token_s = now_s
@@ -305,19 +420,21 @@ class Engine:
         self._end(sequence, keep_cached=False)
         return sequence, EngineFault(reason)
 
-    def _fail_all(self, plan: StepPlan, reason: str) -> StepOutput:
-        return StepOutput((), tuple(self._fail(item.sequence, reason) for item in plan.scheduled), plan)
-
-    def _between_steps(self) -> None:
-        if self._stepping:
+    def _outside_runner(self) -> None:
+        if self._in_runner:
             raise EngineFault("the engine was called while it was stepping: its blocks are in use")
 
 
-def _bind(on_layer: PlanLayerListener | None, plan: StepPlan) -> LayerListener | None:
-    if on_layer is None:
+def _bind(on_layer: PartsListener | None, parts: tuple[Part, ...]) -> LayerListener | None:
+    held = tuple(part for part in parts if part.sequence.hold) if on_layer is not None else ()
+    if on_layer is None or not held:
         return None
 
     def listen(layer: int) -> None:
-        on_layer(plan, layer)
+        on_layer(held, layer)
 
     return listen
+
+
+def _fault(error: Exception) -> EngineFault:
+    return EngineFault(f"the step failed: {type(error).__name__}: {error}")

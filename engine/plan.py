@@ -1,52 +1,81 @@
-"""What one step does: decided by the scheduler, carried out by a `ModelRunner`.
+"""What one step does, as plain data: decided by the scheduler, laid out by the engine, carried out by a `ModelRunner`.
 
-A plan is the whole interface between the two: the scheduler knows no tensors, the runner knows no queues.
+A plan is the whole interface between the two. It names sequences by *row*, a small number that stands for a sequence as long as
+it is in the batch, and says only what changed since the last plan, so that it can be sent to every rank of a gang, and so that
+a step can be laid out before the tokens of the last one are known. A runner keeps the rest for each row: its tokens, also
+those that it drew itself, its block table, its penalty counts.
+
+Invariants, of the plans of one engine in the order of their numbers:
+- Of one plan, `dropped` comes first, then `admitted`, then `blocks`, then the computation: a row may be dropped and given to
+  somebody else at once.
+- A row is admitted with all its tokens known. Afterwards only the runner adds to them: one for each `Scheduled` that samples.
+- Every row that is there is scheduled in every plan; it has blocks for all that is scheduled.
+
+Plans that carry changes, and a device that keeps the tokens that it drew, are what vLLM V1's and SGLang's overlapped
+schedulers send.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from core.layout import KVLayout
+from core.sampling import SamplingParams
 from engine.results import TokenLogprobs
-from engine.sequence import Sequence
 
 
-@dataclass(frozen=True)
-class Scheduled:
-    """Compute tokens `[start, start + count)` of a sequence; `samples` when that reaches its last token, so that one new
-    token is drawn. `sequence.blocks` already has room."""
+class Scheduled(msgspec.Struct, frozen=True, array_like=True):
+    """Compute tokens `[start, start + count)` of a row; `samples` when that reaches its last token, so that one new token is
+    drawn."""
 
-    sequence: Sequence
+    row: int
     start: int
     count: int
     samples: bool
 
 
-@dataclass(frozen=True)
-class StepPlan:
-    """Never empty. `preempted` sequences lost their blocks to make room and wait again."""
+class Admitted(msgspec.Struct, frozen=True, array_like=True):
+    """From now on `row` is a sequence with these tokens, prompt and output; `prompt_tokens` of them are the prompt."""
 
+    row: int
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    sampling: SamplingParams
+
+
+class BlocksAdded(msgspec.Struct, frozen=True, array_like=True):
+    """`blocks` follow the first `at` of the row's block table. An admitted row begins with none."""
+
+    row: int
+    at: int
+    blocks: tuple[int, ...]
+
+
+class StepPlan(msgspec.Struct, frozen=True, array_like=True):
+    """One step, at least one row of which is scheduled. `step` counts up by one from plan to plan of an engine."""
+
+    step: int
     scheduled: tuple[Scheduled, ...]
-    preempted: tuple[Sequence, ...] = ()
+    dropped: tuple[int, ...] = ()
+    admitted: tuple[Admitted, ...] = ()
+    blocks: tuple[BlocksAdded, ...] = ()
 
     @property
     def tokens(self) -> int:
         return sum(item.count for item in self.scheduled)
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(msgspec.Struct, frozen=True, array_like=True):
     """The token drawn for one sampling entry of a plan."""
 
     token: int
     logprobs: TokenLogprobs | None = None
 
 
-@dataclass(frozen=True)
-class StepResult:
+class StepResult(msgspec.Struct, frozen=True, array_like=True):
     """`drawn[i]` belongs to the i-th entry of the plan that `samples`. `faults` maps plan indexes of entries whose result
     is unusable (for instance all logits not finite) to why; such entries are still in `drawn`, with a token of -1."""
 
@@ -58,8 +87,19 @@ LayerListener = Callable[[int], None]
 """Called with a layer's index as soon as that layer's new KV is written (on CUDA: enqueued on the current stream)."""
 
 
+class Handle(Protocol):
+    """A launched step."""
+
+    @property
+    def done(self) -> bool:
+        """Whether `ModelRunner.collect` would return, or raise, at once."""
+
+
 class ModelRunner(Protocol):
-    """Runs one step of the model. Not thread-safe: one thread steps an engine."""
+    """Runs steps of the model in the order of their launches.
+
+    Not thread-safe, but for one thing: one thread may launch while another collects.
+    """
 
     @property
     def layout(self) -> KVLayout: ...
@@ -76,5 +116,17 @@ class ModelRunner(Protocol):
     @property
     def eos_token_ids(self) -> frozenset[int]: ...
 
-    def run(self, plan: StepPlan, on_layer: LayerListener | None = None) -> StepResult:
-        """Compute the plan's tokens, write their KV, draw where asked."""
+    @property
+    def steps_ahead(self) -> int:
+        """How many further steps may be launched before the oldest is collected. 0 where nothing computes meanwhile."""
+
+    def launch(self, plan: StepPlan, on_layer: LayerListener | None = None) -> Handle:
+        """Begin to compute the plan's tokens, write their KV, and draw where asked.
+
+        The changes to rows are made even if the computation fails. `on_layer` is called before `collect` returns, by the
+        thread that launches or the one that collects.
+        """
+
+    def collect(self, handle: Handle) -> StepResult:
+        """Wait for a launched step, each once and in the order of their launches. When it returns, the device is done with the
+        step: nothing of it reads or writes KV any more. Raises whatever broke the step."""

@@ -2,7 +2,10 @@
 
 WAITING ──▶ RUNNING ──▶ FINISHED
    ▲           │ │
-   └─preempted─┘ └──▶ HELD   (prefill role: first token drawn, KV kept until `Engine.release`)
+   │ preempted │ └──▶ HELD   (prefill role: first token drawn, KV kept until `Engine.release`)
+   └───────────┴────────┘    (from HELD only while the other engine has no room for it: `Engine.pin`)
+
+WAITING ──▶ RESERVED ──▶ READY ──▶ RUNNING   (decode role: KV comes in, is here, is read)
 """
 
 from __future__ import annotations
@@ -10,13 +13,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+import msgspec
+
 from core.request import FinishReason
 from core.sampling import SamplingParams
+from engine.plan import Drawn
 from engine.results import TokenLogprobs
 
 
 class Status(Enum):
     WAITING = "waiting"
+    RESERVED = "reserved"
+    READY = "ready"
     RUNNING = "running"
     HELD = "held"
     FINISHED = "finished"
@@ -33,8 +41,17 @@ class Sequence:
             already delivered.
         computed_tokens: tokens whose KV is in the cache, always `<= len(tokens)`. A sequence that decodes has
             `computed_tokens == len(tokens) - 1` before a step: the newest token's KV is not computed yet.
-        blocks: block ids, in order of position. Enough for `computed_tokens` plus whatever is scheduled.
+        launched_tokens: tokens whose KV is in the cache or will be, once all launched steps are done.
+        pending_tokens: tokens that launched steps draw, not known yet. They follow `tokens`.
+        last_step: number of the last launched step that computes something of it; 0 if there was none.
+        tenancy: goes up whenever its blocks are freed. What a step computes for an earlier tenancy is void.
+        blocks: block ids, in order of position. Enough for `launched_tokens`.
+        matched_blocks: how many of `blocks`, from the first, the prefix cache supplied.
         hold: keep KV after the first drawn token instead of decoding on (prefill role).
+        ticket: age of the request among all of the cluster, smaller is older; 0 where nobody gave it one.
+        incoming: its KV comes from elsewhere. A claim on blocks and nothing else, until they are filled.
+        pinned: with `hold`, that the other engine has room for it, so that it keeps its blocks until it is released.
+        first: with `hold`, what was drawn; kept when the blocks are lost, because the token was emitted.
         cached_tokens: how many prompt tokens the prefix cache supplied at first admission.
     """
 
@@ -44,15 +61,24 @@ class Sequence:
     sampling: SamplingParams
     salt: bytes = b""
     hold: bool = False
+    ticket: int = 0
     arrived_s: float = 0.0
     started_s: float | None = None
     first_token_s: float | None = None
     status: Status = Status.WAITING
     computed_tokens: int = 0
+    launched_tokens: int = 0
+    pending_tokens: int = 0
+    last_step: int = 0
+    tenancy: int = 0
     cached_tokens: int = 0
     blocks: list[int] = field(default_factory=list)
+    matched_blocks: int = 0
     block_hashes: list[bytes] = field(default_factory=list)
     preemptions: int = 0
+    incoming: bool = False
+    pinned: bool = False
+    first: Drawn | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.prompt_tokens <= len(self.tokens):
@@ -64,12 +90,24 @@ class Sequence:
         return len(self.tokens) - self.prompt_tokens
 
     @property
-    def uncomputed_tokens(self) -> int:
-        return len(self.tokens) - self.computed_tokens
+    def total_tokens(self) -> int:
+        """How many tokens there will be, once all launched steps are done."""
+        return len(self.tokens) + self.pending_tokens
+
+    @property
+    def unlaunched_tokens(self) -> int:
+        """How many of those have yet to be computed, by steps to come. One in a sequence that decodes."""
+        return len(self.tokens) + self.pending_tokens - self.launched_tokens
+
+    @property
+    def drawn_out(self) -> bool:
+        """Whether a launched step draws its last token here: the first with `hold`, else that which reaches `max_tokens`."""
+        if self.pending_tokens == 0:
+            return False
+        return self.hold or self.total_tokens - self.prompt_tokens >= self.sampling.max_tokens
 
 
-@dataclass(frozen=True)
-class NewToken:
+class NewToken(msgspec.Struct, frozen=True, eq=False):
     """One drawn token. `finish` is set on the last of a generation; `stop_token` when a stop id ended it."""
 
     sequence: Sequence

@@ -10,9 +10,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from core.clock import ManualClock
 from core.config import EngineConfig
+from core.cost import CostModel
 from core.errors import ContextLengthExceeded, EngineFault, Overloaded
 from core.sampling import SamplingParams
-from engine.engine import Engine
+from engine.admission import AdmissionKind
+from engine.decision import Part
+from engine.engine import Engine, StepOutput
 from engine.plan import StepPlan
 from engine.sequence import NewToken, Sequence, Status
 from tests.support.engines import KVCheckingRunner, run_alone, sequence
@@ -36,10 +39,17 @@ samplings = st.builds(
 
 @dataclass(eq=False)
 class Life:
+    """`admitted`: the engine has said that it has blocks, and not taken them back since."""
+
     sequence: Sequence
     expected: list[int]
     delivered: list[int]
-    reserved: bool = False
+    admitted: bool = False
+    pinned: bool = False
+
+    @property
+    def ticket(self) -> int:
+        return self.sequence.ticket
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -47,7 +57,7 @@ class EngineMachine(RuleBasedStateMachine):
         super().__init__()
         self.lives: dict[str, Life] = {}
         self.count = 0
-        self.build(8, 4, 4, 8, True)
+        self.build(8, 4, 4, 8, True, 0, 0)
 
     @initialize(
         num_blocks=st.integers(8, 14),
@@ -55,23 +65,32 @@ class EngineMachine(RuleBasedStateMachine):
         seqs=st.integers(1, 6),
         budget=st.integers(1, 8),
         prefix_cache=st.booleans(),
+        steps_ahead=st.sampled_from([0, 1, 1, 2]),
+        headroom=st.sampled_from([0, 2, 512]),
     )
-    def build(self, num_blocks: int, block_size: int, seqs: int, budget: int, prefix_cache: bool) -> None:
+    def build(
+        self, num_blocks: int, block_size: int, seqs: int, budget: int, prefix_cache: bool, steps_ahead: int, headroom: int
+    ) -> None:
         self.num_blocks, self.block_size, self.budget, self.seqs = num_blocks, block_size, budget, seqs
         self.clock = ManualClock()
-        self.runner = KVCheckingRunner(num_blocks, block_size, EOS_CHANCE)
+        self.runner = KVCheckingRunner(num_blocks, block_size, EOS_CHANCE, steps_ahead, CostModel(step_s=1.0), self.clock)
+        self.runner.salt_of = self.salt_of
         config = EngineConfig(
             max_num_seqs=seqs,
             max_num_batched_tokens=budget,
             max_waiting_tokens=MAX_WAITING_TOKENS,
             prefix_cache=prefix_cache,
+            headroom_tokens=headroom,
         )
         self.engine = Engine(self.runner, config, self.clock)
 
+    def salt_of(self, row: int) -> bytes:
+        return next(owner.salt for owner, known in self.engine._writer._rows.items() if known.number == row)
+
     # --- entering -----------------------------------------------------------------------------------------------------
 
-    def new_life(self, prompt: list[int], params: SamplingParams, replayed: int, hold: bool, salt: bytes) -> Life:
-        """A life that an earlier attempt may have led up to token `replayed`."""
+    def new_life(self, prompt: list[int], params: SamplingParams, replayed: int, hold: bool, salt: bytes, older: int = 0) -> Life:
+        """A life that an earlier attempt may have led up to token `replayed`; its request is older than so many others here."""
         self.count += 1
         self.clock.advance(1.0)
         expected = run_alone(prompt, params, EOS_CHANCE)
@@ -82,6 +101,7 @@ class EngineMachine(RuleBasedStateMachine):
             delivered=delivered,
             hold=hold,
             salt=salt,
+            ticket=10 * (self.count - older) + older,
             arrived_s=self.clock.now(),
             sampling=params,
         )
@@ -116,37 +136,73 @@ class EngineMachine(RuleBasedStateMachine):
             assert not self.capacity_exceeded(life)
             self.lives[life.sequence.sequence_id] = life
 
-    @rule(newcomers=st.lists(st.tuples(prompts, samplings), min_size=1, max_size=3), replayed=st.integers(0, 3))
-    def reserve(self, newcomers: list[tuple[list[int], SamplingParams]], replayed: int) -> None:
+    @rule(
+        newcomers=st.lists(st.tuples(prompts, samplings), min_size=1, max_size=3),
+        replayed=st.integers(0, 3),
+        older=st.sampled_from([0, 0, 1, 2, 5]),
+    )
+    def reserve(self, newcomers: list[tuple[list[int], SamplingParams]], replayed: int, older: int) -> None:
         for prompt, params in newcomers:
-            self.reserve_one(prompt, params, replayed)
+            life = self.new_life(prompt, params, replayed, False, b"", min(older, self.count))
+            try:
+                self.engine.reserve(life.sequence)
+            except ContextLengthExceeded:
+                assert self.capacity_exceeded(life)
+            else:
+                assert not self.capacity_exceeded(life)
+                self.lives[life.sequence.sequence_id] = life
 
-    def reserve_one(self, prompt: list[int], params: SamplingParams, replayed: int) -> None:
-        life = self.new_life(prompt, params, replayed, False, b"")
-        was_empty = not self.lives
-        try:
-            granted = self.engine.reserve(life.sequence)
-        except ContextLengthExceeded:
-            assert self.capacity_exceeded(life)
+    @rule()
+    def hear(self) -> None:
+        """What the engine says of admissions, and what must hold whenever it has said it."""
+        for admission in self.engine.admissions():
+            life = self.lives[admission.sequence.sequence_id]
+            assert admission.sequence is life.sequence
+            if admission.kind is AdmissionKind.GRANTED:
+                assert life.sequence.status is Status.RESERVED
+                self.runner.read(life.sequence, life.sequence.cached_tokens)
+                life.admitted = True
+            elif admission.kind is AdmissionKind.ADMITTED:
+                assert life.sequence.hold
+                assert not life.admitted
+                life.admitted = True
+            else:
+                assert life.admitted
+                assert not life.pinned
+                life.admitted = False
+        for life in self.lives.values():
+            if life.sequence.hold:
+                assert life.admitted == bool(life.sequence.blocks)
+        self.nobody_waits_for_nothing()
+
+    def nobody_waits_for_nothing(self) -> None:
+        """With nothing in flight, the oldest of all lives has blocks, or somebody will free his without help from outside, or
+        needs nothing but a step."""
+        if self.engine.in_flight or not self.lives:
             return
-        assert not self.capacity_exceeded(life)
-        assert granted or not was_empty
-        if granted:
-            life.reserved = True
-            self.lives[life.sequence.sequence_id] = life
-            self.runner.read(life.sequence, life.sequence.cached_tokens)
-
-    def of(self, *statuses: Status, reserved: bool | None = None) -> list[Life]:
-        return [
-            life
-            for life in self.lives.values()
-            if life.sequence.status in statuses and (reserved is None or life.reserved == reserved)
+        oldest = min(self.lives.values(), key=lambda life: life.ticket).sequence
+        reading_or_writing = self.of(Status.RUNNING, Status.READY, Status.RESERVED) or [
+            life for life in self.of(Status.HELD) if life.pinned
         ]
+        assert oldest.blocks or reading_or_writing or not oldest.incoming or self.engine.has_work
 
-    @precondition(lambda self: self.of(Status.WAITING, reserved=True))
+    @precondition(lambda self: self.of(Status.RUNNING, Status.HELD, Status.WAITING))
+    @rule(data=st.data())
+    def pin(self, data: st.DataObject) -> None:
+        life = data.draw(st.sampled_from(self.of(Status.RUNNING, Status.HELD, Status.WAITING)))
+        life.pinned = self.engine.pin(life.sequence.sequence_id)
+        assert life.pinned == (life.sequence.hold and bool(life.sequence.blocks))
+
+    def of(self, *statuses: Status) -> list[Life]:
+        return [life for life in self.lives.values() if life.sequence.status in statuses]
+
+    def granted(self) -> list[Life]:
+        return [life for life in self.of(Status.RESERVED) if life.admitted]
+
+    @precondition(lambda self: self.granted())
     @rule(latest_first=st.booleans(), count=st.integers(1, 3))
     def start(self, latest_first: bool, count: int) -> None:
-        reserved = self.of(Status.WAITING, reserved=True)
+        reserved = self.granted()
         for life in (reserved[::-1] if latest_first else reserved)[:count]:
             self.start_one(life)
 
@@ -155,7 +211,6 @@ class EngineMachine(RuleBasedStateMachine):
         self.runner.write(moved, moved.cached_tokens, len(moved.tokens))
         token = life.expected[len(life.delivered)]
         life.delivered.append(token)
-        life.reserved = False
         finish = self.engine.start(moved, token)
         assert (finish is not None) == (life.delivered == life.expected)
         if finish is not None:
@@ -195,20 +250,38 @@ class EngineMachine(RuleBasedStateMachine):
     def step_once(self) -> None:
         """As a worker does: only when the engine says that there is work."""
         if not self.engine.has_work:
-            assert not self.lives or self.pinned(), "nothing is pinned, and yet the living have no work"
+            assert not self.lives or self.kept(), "no blocks are kept, and yet the living have no work"
             return
         output = self.engine.step()
         assert output.failed == ()
-        if output.plan is None:
+        if not output.parts:
             assert output.tokens == ()
-            assert self.pinned(), "nothing is pinned, and yet there was nothing to compute"
+            assert not self.lives or self.kept(), "no blocks are kept, and yet there was nothing to compute"
             return
-        self.check_plan(output.plan)
+        self.check_parts(output.parts)
+        self.take(output.tokens)
+
+    @rule(times=st.integers(1, 3))
+    def launch(self, times: int) -> None:
+        """Without collecting, so that anything may happen while steps are in flight."""
+        for _ in range(times):
+            before = self.engine.in_flight
+            launched = self.engine.launch()
+            assert self.engine.in_flight == before + launched <= self.runner.steps_ahead + 1
+
+    @precondition(lambda self: self.engine.in_flight)
+    @rule()
+    def collect(self) -> None:
+        output = self.engine.collect()
+        assert output.failed == ()
+        self.check_parts(output.parts)
         self.take(output.tokens)
 
     def take(self, tokens: tuple[NewToken, ...]) -> None:
         for new in tokens:
             life = self.lives[new.sequence.sequence_id]
+            if life.sequence.hold and life.sequence.preemptions and new.position < len(life.delivered):
+                life.delivered.pop()  # read, and emitted, once more
             assert new.position == len(life.delivered)
             life.delivered.append(new.token)
             assert life.delivered == life.expected[: len(life.delivered)]
@@ -219,32 +292,36 @@ class EngineMachine(RuleBasedStateMachine):
             elif new.finish is not None:
                 self.bury(life)
 
-    def pinned(self) -> bool:
-        return bool(self.of(Status.HELD) or self.of(Status.WAITING, reserved=True))
+    def kept(self) -> bool:
+        return bool(self.of(Status.HELD, Status.RESERVED))
 
-    def check_plan(self, plan: StepPlan) -> None:
-        assert 0 < plan.tokens <= self.budget
-        assert len(plan.scheduled) <= self.seqs
-        assert len({item.sequence.sequence_id for item in plan.scheduled}) == len(plan.scheduled)
-        assert all(item.count > 0 for item in plan.scheduled)
-        assert not any(victim.hold for victim in plan.preempted)
+    def check_parts(self, parts: tuple[Part, ...]) -> None:
+        assert 0 < sum(part.count for part in parts) <= self.budget
+        assert len(parts) <= self.seqs
+        assert len({part.sequence.sequence_id for part in parts}) == len(parts)
+        assert all(part.count > 0 for part in parts)
 
     @precondition(lambda self: self.engine.has_work)
     @rule(faulty=st.sampled_from([None, 0, 0, 1]))
     def step_with_a_fault(self, faulty: int | None) -> None:
-        """One entry of the plan is faulty, or (None) the whole step raises."""
+        """One entry of a plan is faulty, or (None) the whole step raises."""
 
         def fault(plan: StepPlan) -> dict[int, str]:
             if faulty is None:
                 raise RuntimeError("injected")
             return {faulty: "injected"} if faulty < len(plan.scheduled) else {}
 
+        while self.engine.in_flight:
+            self.collect()
         self.runner.fault = fault
-        output = self.engine.step()
+        launched = self.engine.launch()
         self.runner.fault = None
-        scheduled = [item.sequence for item in output.plan.scheduled] if output.plan else []
-        doomed = scheduled if faulty is None else scheduled[faulty : faulty + 1]
+        self.engine.launch()
+        output = self.engine.collect() if launched else StepOutput()
+        owners = [part.sequence for part in output.parts]
+        doomed = owners if faulty is None else owners[faulty : faulty + 1]
         assert [failed for failed, _ in output.failed] == doomed
+        assert output.failed_whole == (bool(doomed) and doomed == owners)
         assert all(isinstance(error, EngineFault) for _, error in output.failed)
         for failed in doomed:
             self.bury(self.lives[failed.sequence_id])
@@ -263,9 +340,12 @@ class EngineMachine(RuleBasedStateMachine):
                 break
             for life in self.of(Status.HELD):
                 self.release_one(life)
-            for life in self.of(Status.WAITING, reserved=True):
+            for life in self.granted():
                 self.start_one(life)
+            self.hear()
             self.step_once()
+        while self.engine.in_flight:
+            assert self.engine.collect().tokens == (), "only tokens past an end are left"
         assert self.engine.invariants() == []
         assert self.runner.wrong == []
 

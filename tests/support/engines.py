@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from core.clock import ManualClock
@@ -11,9 +12,9 @@ from core.cost import CostModel
 from core.layout import KVLayout, LayerShape
 from core.sampling import SamplingParams
 from engine.engine import Engine
-from engine.plan import LayerListener, StepPlan, StepResult
+from engine.plan import Admitted, Handle, LayerListener, Scheduled, StepPlan, StepResult
 from engine.sequence import Sequence
-from engine.simulated_runner import SimulatedRunner
+from engine.simulated_runner import SimulatedRunner, SimulatedStep
 
 VOCAB = 50
 EOS = frozenset({7})
@@ -31,6 +32,7 @@ def simulated_runner(
     eos_chance: float = 0.0,
     clock: ManualClock | None = None,
     cost: CostModel | None = None,
+    steps_ahead: int = 0,
 ) -> SimulatedRunner:
     clock = clock or ManualClock()
     return SimulatedRunner(
@@ -43,6 +45,7 @@ def simulated_runner(
         EOS,
         eos_chance=eos_chance,
         clock=clock,
+        steps_ahead=steps_ahead,
     )
 
 
@@ -54,6 +57,7 @@ def sequence(
     delivered: list[int] | None = None,
     hold: bool = False,
     salt: bytes = b"",
+    ticket: int = 0,
     arrived_s: float = 0.0,
     sampling: SamplingParams | None = None,
 ) -> Sequence:
@@ -64,6 +68,7 @@ def sequence(
         sampling=sampling or SamplingParams(max_tokens=max_tokens),
         salt=salt,
         hold=hold,
+        ticket=ticket,
         arrived_s=arrived_s,
     )
 
@@ -78,59 +83,145 @@ def run_alone(prompt: list[int], sampling: SamplingParams, eos_chance: float = 0
     return output
 
 
+@dataclass
+class MirroredRow:
+    """What a runner has been told of a row, and the tokens that it drew there."""
+
+    admitted: Admitted
+    tokens: list[int]
+    blocks: list[int] = field(default_factory=list)
+    salt: bytes = b""
+    spoilt: bool = False
+
+
+@dataclass
+class Touched:
+    """What a step does to the cache: contents by slot, and what each row must find."""
+
+    writes: list[tuple[tuple[int, int], bytes]] = field(default_factory=list)
+    reads: list[tuple[str, tuple[int, int], bytes]] = field(default_factory=list)
+    faults: dict[int, str] = field(default_factory=dict)
+
+
 class KVCheckingRunner(SimulatedRunner):
     """Writes, into the slot of every computed token, a digest of the whole prefix that its KV would depend on, and reads
     back the slots of every context that it is asked to attend to. `wrong` lists each slot that held something else.
 
-    `fault`, when set, is called with each plan and may raise or name faulty entries.
+    All of a step's reads and writes happen at the last moment, when it is collected, while those from outside (`write`, `read`)
+    happen at once. So whoever is given a block under a step in flight loses what he writes there, or spoils what the step reads.
+
+    `fault`, when set, is called with each plan and may raise or name faulty entries. `salt_of` tells a row's salt.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, eos_chance: float = 0.0) -> None:
-        clock = ManualClock()
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        eos_chance: float = 0.0,
+        steps_ahead: int = 0,
+        cost: CostModel | None = None,
+        clock: ManualClock | None = None,
+    ) -> None:
+        clock = clock or ManualClock()
         super().__init__(
-            layout(block_size), num_blocks, 256, VOCAB, CostModel(), clock.advance, EOS, eos_chance=eos_chance, clock=clock
+            layout(block_size),
+            num_blocks,
+            256,
+            VOCAB,
+            cost or CostModel(),
+            clock.advance,
+            EOS,
+            eos_chance=eos_chance,
+            clock=clock,
+            steps_ahead=steps_ahead,
         )
         self.wrong: list[str] = []
         self.fault: Callable[[StepPlan], dict[int, str]] | None = None
+        self.salt_of: Callable[[int], bytes] = lambda row: b""
+        self.rows: dict[int, MirroredRow] = {}
         self._block_size = block_size
         self._slots: dict[tuple[int, int], bytes] = {}
+        self._touched: dict[SimulatedStep, Touched] = {}
 
-    def run(self, plan: StepPlan, on_layer: LayerListener | None = None) -> StepResult:
-        faults: dict[int, str] = {}
+    def launch(self, plan: StepPlan, on_layer: LayerListener | None = None) -> SimulatedStep:
+        mirror(self.rows, plan)
+        for admitted in plan.admitted:
+            self.rows[admitted.row].salt = self.salt_of(admitted.row)
+        touched = Touched()
         if self.fault is not None:
-            self._spoil(plan)
-            faults = self.fault(plan)
+            touched.faults = self._spoilt(plan)
         for index, item in enumerate(plan.scheduled):
-            if index not in faults:
-                self.write(item.sequence, item.start, item.start + item.count)
-        for index, item in enumerate(plan.scheduled):
-            if index not in faults:
-                self.read(item.sequence, item.start + item.count)
-        result = super().run(plan, on_layer)
-        return StepResult(result.drawn, faults)
+            self._touch(touched, self.rows[item.row], item, index in touched.faults)
+        step = super().launch(plan, on_layer)
+        for item, drawn in zip([item for item in plan.scheduled if item.samples], step.result.drawn, strict=True):
+            self.rows[item.row].tokens.append(drawn.token)
+        self._touched[step] = touched
+        return step
+
+    def collect(self, handle: Handle) -> StepResult:
+        result = super().collect(handle)
+        assert isinstance(handle, SimulatedStep)
+        touched = self._touched.pop(handle)
+        self._slots.update(touched.writes)
+        for name, slot, content in touched.reads:
+            if self._slots.get(slot) != content:
+                self.wrong.append(f"{name} reads slot {slot}")
+        return StepResult(result.drawn, touched.faults)
 
     def write(self, owner: Sequence, start: int, end: int) -> None:
-        for position, content in enumerate(_prefixes(owner)[start:end], start):
-            self._slots[self._slot(owner, position)] = content
+        """KV that arrives from outside."""
+        for position, content in enumerate(_prefixes(owner.salt, owner.tokens)[start:end], start):
+            self._slots[self._slot(owner.blocks, position)] = content
 
     def read(self, owner: Sequence, end: int) -> None:
-        for position, content in enumerate(_prefixes(owner)[:end]):
-            if self._slots.get(self._slot(owner, position)) != content:
-                self.wrong.append(f"{owner.sequence_id} at {position} reads slot {self._slot(owner, position)}")
+        """KV that is handed on."""
+        for position, content in enumerate(_prefixes(owner.salt, owner.tokens)[:end]):
+            if self._slots.get(self._slot(owner.blocks, position)) != content:
+                self.wrong.append(f"{owner.sequence_id} at {position} reads slot {self._slot(owner.blocks, position)}")
 
-    def _spoil(self, plan: StepPlan) -> None:
-        for item in plan.scheduled:
-            for position in range(item.start, item.start + item.count):
-                self._slots[self._slot(item.sequence, position)] = b"spoilt"
+    def _touch(self, touched: Touched, row: MirroredRow, item: Scheduled, faulty: bool) -> None:
+        row.spoilt |= faulty
+        prefixes = _prefixes(row.salt, row.tokens)
+        for position in range(item.start, item.start + item.count):
+            touched.writes.append((self._slot(row.blocks, position), b"spoilt" if row.spoilt else prefixes[position]))
+        if not row.spoilt:
+            for position in range(item.start + item.count):
+                touched.reads.append((f"row {item.row} at {position}", self._slot(row.blocks, position), prefixes[position]))
 
-    def _slot(self, owner: Sequence, position: int) -> tuple[int, int]:
-        return owner.blocks[position // self._block_size], position % self._block_size
+    def _spoilt(self, plan: StepPlan) -> dict[int, str]:
+        """The faults of a plan; a step that raises has written nonsense wherever it could."""
+        assert self.fault is not None
+        try:
+            return self.fault(plan)
+        except BaseException:
+            for item in plan.scheduled:
+                row = self.rows[item.row]
+                row.spoilt = True
+                for position in range(item.start, item.start + item.count):
+                    self._slots[self._slot(row.blocks, position)] = b"spoilt"
+            super().launch(plan)  # the rows change all the same
+            raise
+
+    def _slot(self, blocks: list[int], position: int) -> tuple[int, int]:
+        return blocks[position // self._block_size], position % self._block_size
 
 
-def _prefixes(owner: Sequence) -> list[bytes]:
-    digest = blake2b(owner.salt, digest_size=8)
+def mirror(rows: dict[int, MirroredRow], plan: StepPlan) -> None:
+    """Make a plan's changes. A row is admitted once it was dropped, and its blocks come in order."""
+    for number in plan.dropped:
+        del rows[number]
+    for admitted in plan.admitted:
+        assert admitted.row not in rows
+        rows[admitted.row] = MirroredRow(admitted, list(admitted.tokens))
+    for added in plan.blocks:
+        assert len(rows[added.row].blocks) == added.at
+        rows[added.row].blocks.extend(added.blocks)
+
+
+def _prefixes(salt: bytes, tokens: list[int]) -> list[bytes]:
+    digest = blake2b(salt, digest_size=8)
     prefixes = []
-    for token in owner.tokens:
+    for token in tokens:
         digest.update(token.to_bytes(4, "little"))
         prefixes.append(digest.copy().digest())
     return prefixes
