@@ -21,7 +21,8 @@ from core.config import Role
 from core.errors import Unavailable
 from core.messages import Address, Heartbeat
 from decode.worker import DecodeWorker
-from instance.shim_engine import ShimEngine
+from engine.device import Device
+from engine.engine import Engine
 from instance.heart import Heart
 from instance.loaded_model import LoadedModel, simulated_model
 from instance.loop import EngineLoop, TransferEvent
@@ -41,6 +42,8 @@ from prefill.worker import PrefillWorker
 log = structlog.get_logger()
 
 DRAIN_POLL_S = 0.05
+CLOSE_S = 10.0
+"""How long `stop` waits for the step that the device is in."""
 
 
 class Instance:
@@ -65,9 +68,10 @@ class Instance:
         spec = self._spec
         self._model = _load(spec)
         began_s = time.perf_counter()
-        self._engine = ShimEngine(self._model.runner, spec.engine, self._clock)
         self._door = Door(spec.keys)
         self._mailbox = Mailbox(self._door, self._host)
+        self._device = Device(self._model.runner, self._model.bind_thread, self._mailbox.wake, self._clock)
+        self._engine = Engine(self._device, spec.engine, self._clock)
         self._peers = Peers(self._door)
         self._address = Address(spec.name, spec.incarnation, self._mailbox.endpoint)
         self._loop = self._staff()
@@ -167,7 +171,6 @@ class Instance:
 
     def _run(self) -> None:
         try:
-            self._model.bind_thread()
             self._loop.run()
         except Exception as error:  # the boundary of the instance: whoever waits for it is told
             log.exception("engine loop died", instance=self._spec.name)
@@ -178,6 +181,8 @@ class Instance:
 
     def _shut(self) -> None:
         self._heart.stop()
+        if not self._device.close(CLOSE_S):
+            log.warning("a step does not end: the device is left to the end of the process", instance=self._spec.name)
         self._sender.close()
         self._receiver.stop()
         self._peers.close()

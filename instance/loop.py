@@ -271,9 +271,9 @@ class EngineLoop:
     def _collect(self) -> None:
         """Take in the steps that the device has done."""
         while self._engine.ready:
-            self._take_layers()  # all of this step's: its prompts can be handed over
             output = self._engine.collect()
             self._life_s = self._clock.now()
+            self._take_layers()  # all of this step's: its prompts can be handed over
             for token in output.tokens:
                 worker = self._prefill if token.sequence.hold else self._decode
                 self._guard(token.sequence.sequence_id, worker.drawn, token)

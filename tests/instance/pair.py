@@ -16,10 +16,10 @@ from core.messages import Address, Cancel, Failed, Keep, Submit, TokenItem, Toke
 from core.sampling import SamplingParams
 from core.tokens import pack_tokens
 from decode.worker import DecodeWorker
+from engine.engine import Engine
 from engine.sequence import Sequence
 from engine.simulated_runner import SimulatedRunner
 from instance.loop import EngineLoop
-from instance.shim_engine import ShimEngine
 from kv_transfer.byte_store import ByteStore
 from mail.attempt_book import AttemptBook
 from mail.faults import Plan
@@ -51,7 +51,7 @@ class Side:
         self.mailbox = pair.post.open(self.address.mailbox)
         self.mailbox.on_arrival = self._wake
         peers = pair.post.peers(self.address.mailbox)
-        self.engine = ShimEngine(runner(num_blocks), EngineConfig(prefix_cache=False, max_num_batched_tokens=32), timeline)
+        self.engine = Engine(runner(num_blocks), EngineConfig(prefix_cache=False, max_num_batched_tokens=32), timeline)
         store = ByteStore(LAYOUT, num_blocks)
         self.receiver = VirtualReceiver(pair.fabric, f"kv://{name}-{incarnation}", store, self._post)
         self.sender = VirtualSender(pair.fabric, store, self._post)
@@ -279,12 +279,13 @@ class Pair:
             self.decode = fresh
         return fresh
 
-    def check(self) -> None:
-        """Each stream ended in exact tokens or in one typed error, soon after it last made progress; nothing is left over."""
+    def check(self, waits_s: float = 0.0) -> None:
+        """Each stream ended in exact tokens or in one typed error, soon after it last made progress, or should have, having
+        waited `waits_s` for others; nothing is left over."""
         for stream in self.gateway.streams.values():
             assert stream.ended_s is not None
             since_s = stream.deadline_s if stream.ended_s > stream.deadline_s else stream.progressed_s
-            assert stream.ended_s - since_s <= 3 * LEASE_S, stream
+            assert stream.ended_s - since_s <= 3 * LEASE_S + waits_s, stream
             expected = alone(stream)
             assert all(expected[position] == token for position, token in stream.tokens.items()), stream
             if stream.complete:
@@ -299,9 +300,9 @@ class Pair:
 
 def alone(stream: Stream) -> list[int]:
     """What one engine writes by itself."""
-    engine = ShimEngine(runner(256), EngineConfig(prefix_cache=False), Timeline())
+    engine = Engine(runner(256), EngineConfig(prefix_cache=False), Timeline())
     engine.add(Sequence("alone", list(stream.prompt), len(stream.prompt), stream.sampling))
     output: list[int] = []
-    while engine.launch():
-        output += [token.token for token in engine.collect().tokens]
+    while engine.has_work:
+        output += [token.token for token in engine.step().tokens]
     return output

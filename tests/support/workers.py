@@ -15,7 +15,6 @@ from core.sampling import SamplingParams
 from core.tokens import pack_tokens
 from core.wire import decode, encode
 from engine.engine import Engine
-from instance.shim_engine import ShimEngine
 from engine.simulated_runner import SimulatedRunner
 
 PREFILL = Address("prefill", 1, "tcp://prefill")
@@ -192,7 +191,7 @@ def engine(clock: ManualClock, num_blocks: int = 64, **config: object) -> Engine
         sleep=clock.advance,
         eos_token_ids=frozenset(),
     )
-    return ShimEngine(runner, EngineConfig.model_validate(config), clock)
+    return Engine(runner, EngineConfig.model_validate(config), clock)
 
 
 def submission(
