@@ -268,6 +268,15 @@ class Pair:
         assert done, self.gateway.streams
         self.run(7 * LEASE_S)
 
+    def settle_or_give_up(self, limit_s: float) -> None:
+        """As a gateway does that hears no heartbeat: what waits for an instance that is gone, and no other word comes of, it gives
+        up."""
+        alive = {self.prefill.address, self.decode.address}
+        for stream in self.gateway.streams.values():
+            if stream.ended_s is None and not set(stream.workers) <= alive:
+                self.gateway.cancel(stream)
+        self.settle(limit_s)
+
     def restart(self, side: Side) -> Side:
         """Kill one, and start its next incarnation in its place."""
         side.die()

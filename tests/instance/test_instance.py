@@ -12,7 +12,7 @@ from core.errors import DeadlineExceeded, InvalidRequest, LeaseExpired, Unavaila
 from core.messages import Address
 from core.request import FinishReason
 from core.sampling import SamplingParams
-from engine.plan import LayerListener, StepPlan, StepResult
+from engine.plan import Handle, LayerListener, StepPlan
 from mail.keys import ClusterKeys
 from tests.support.gateway import ScriptedGateway
 from tests.support.instances import Instances, simulated_config
@@ -217,10 +217,10 @@ def test_a_device_that_is_gone_ends_the_instance(tmp_path: Path, gateway: Script
         (decode,) = instances.addresses
         instance = instances.running[decode.name]
 
-        def run(*_: object) -> None:
+        def launch(*_: object) -> None:
             raise Broken
 
-        instance._model.runner.run = run  # type: ignore[method-assign]
+        instance._model.runner.launch = launch  # type: ignore[method-assign]
         for prompt in PROMPTS[:3]:
             (failed,) = gateway.wait(gateway.submit(prompt, SamplingParams(), prefill=None, decode=decode))
             assert failed.failures[0].code == "engine_fault"
@@ -232,14 +232,15 @@ def test_a_request_that_breaks_its_steps_ends_alone(tmp_path: Path, gateway: Scr
     with start(tmp_path, "decode") as instances:
         (decode,) = instances.addresses
         runner = instances.running[decode.name]._model.runner
-        healthy = runner.run
+        healthy = runner.launch
 
-        def run(plan: StepPlan, on_layer: LayerListener | None = None) -> StepResult:
-            if any(item.sequence.tokens[0] == 666 for item in plan.scheduled):
+        def launch(plan: StepPlan, on_layer: LayerListener | None = None) -> Handle:
+            step = healthy(plan, on_layer)
+            if any(admitted.tokens[0] == 666 for admitted in plan.admitted):
                 raise Broken
-            return healthy(plan, on_layer)
+            return step
 
-        runner.run = run  # type: ignore[method-assign]
+        runner.launch = launch  # type: ignore[method-assign]
         for _ in range(7):
             (failed,) = gateway.wait(gateway.submit([666], SamplingParams(), prefill=None, decode=decode))
             assert failed.failures[0].code == "engine_fault"
