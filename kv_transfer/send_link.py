@@ -26,7 +26,7 @@ from kv_transfer.line import Dialler, Line, Parcel
 from kv_transfer.outbound import Outbound, Piece
 from kv_transfer.send_session import LinkSession, State
 from kv_transfer.sending import Farewell, SendingThreads
-from kv_transfer.store import KVStore
+from kv_transfer.store import Fence, KVStore
 
 _log = logging.getLogger(__name__)
 
@@ -86,9 +86,9 @@ class SendLink:
             self._queue(session)
             return True
 
-    def push(self, session: LinkSession, layer: int, start: int, count: int) -> None:
-        fence = self._store.fence()
-        self._change(session, lambda outbound: outbound.push(layer, start, count, fence))
+    def push(self, session: LinkSession, layer: int, start: int, count: int, fence: Fence | None = None) -> None:
+        after = self._store.fence() if fence is None else fence
+        self._change(session, lambda outbound: outbound.push(layer, start, count, after))
 
     def finish(self, session: LinkSession, tail: bytes) -> None:
         self._change(session, lambda outbound: outbound.finish(tail))

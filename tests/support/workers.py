@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from core.clock import ManualClock
 from core.config import EngineConfig
 from core.cost import CostModel
-from core.errors import TransferError
 from core.layout import KVLayout, LayerShape
 from core.messages import Address, Message, Submit
 from core.sampling import SamplingParams
 from core.tokens import pack_tokens
+from core.wire import decode, encode
 from engine.engine import Engine
 from engine.simulated_runner import SimulatedRunner
-from kv_transfer.events import SendFailed
 from kv_transfer.terms import check_push, check_room, check_tail, check_terms
 
 PREFILL = Address("prefill", 1, "tcp://prefill")
@@ -24,17 +24,29 @@ GATEWAY = Address("gateway", 1, "tcp://gateway")
 LAYERS = 2
 BLOCK_SIZE = 4
 LEASE_S = 5.0
+LAYOUT = KVLayout.whole(layers=(LayerShape(1, 4, 4),) * LAYERS, dtype="float32", block_size=BLOCK_SIZE)
 
 
 @dataclass
 class FakePeers:
-    """Remembers what was sent to whom."""
+    """Remembers what was sent to whom. What is for an endpoint in `full` finds no room."""
 
     sent: list[tuple[str, Message]] = field(default_factory=list)
+    full: set[str] = field(default_factory=set)
+    lost: int = 0
 
     def send(self, endpoint: str, message: Message) -> bool:
-        self.sent.append((endpoint, message))
+        if endpoint in self.full:
+            self.lost += 1
+            return False
+        self.sent.append((endpoint, decode(encode(message))))
         return True
+
+    def forget(self, endpoint: str) -> None:
+        pass
+
+    def close(self, linger_s: float = 0.0) -> None:
+        pass
 
     def take(self, to: Address) -> list[Message]:
         taken = [message for endpoint, message in self.sent if endpoint == to.mailbox]
@@ -42,12 +54,34 @@ class FakePeers:
         return taken
 
 
-LAYOUT = KVLayout.whole(layers=(LayerShape(1, 4, 4),) * LAYERS, dtype="float32", block_size=BLOCK_SIZE)
+@dataclass
+class FakeMailbox:
+    """Hands out what was put in; `receive` takes `read_s` of the clock's time for each message."""
+
+    clock: ManualClock
+    read_s: float = 0.0
+    messages: deque[Message] = field(default_factory=deque)
+
+    def put(self, *messages: Message) -> None:
+        self.messages.extend(decode(encode(message)) for message in messages)
+
+    def receive(self) -> Message | None:
+        if not self.messages:
+            return None
+        self.clock.advance(self.read_s)
+        return self.messages.popleft()
+
+    def wait(self, timeout_s: float) -> None:
+        raise AssertionError("nobody waits in virtual time")
+
+    def wake(self) -> None:
+        pass
 
 
 @dataclass
 class FakeSession:
-    """Remembers which tokens of which layer were pushed. A call that would fail a real session fails the test."""
+    """Holds its worker to the rules of `kv_transfer.sessions`: pushes in range, from blocks that stay, a finish when all is
+    there."""
 
     attempt: str
     grant: int
@@ -55,47 +89,41 @@ class FakeSession:
     first_token: int
     num_tokens: int
     pushed: dict[int, set[int]] = field(default_factory=dict)
+    fences: list[object] = field(default_factory=list)
     tail: bytes | None = None
     aborted: str | None = None
     ended: bool = False
 
-    def push(self, layer: int, start: int, count: int) -> None:
-        if self.ended:
-            return
+    def push(self, layer: int, start: int, count: int, fence: object = None) -> None:
         assert self.tail is None
+        assert self.aborted is None
         check_push(LAYOUT, layer, start, count)
-        stop = min(start + count, self.num_tokens)
-        if stop > max(start, self.first_token):
-            check_room(LAYOUT, len(self.blocks), stop)
-        self.pushed.setdefault(layer, set()).update(range(max(start, self.first_token), stop))
+        check_room(LAYOUT, len(self.blocks), start + count)
+        wanted = set(range(max(start, self.first_token), min(start + count, self.num_tokens)))
+        self.pushed.setdefault(layer, set()).update(wanted)
+        self.fences.append(fence)
 
     def finish(self, tail: bytes) -> None:
-        if self.ended:
-            return
         everything = set(range(self.first_token, self.num_tokens))
-        assert self.tail is None
         assert all(self.pushed.get(layer, set()) == everything for layer in range(LAYERS)), self.pushed
+        assert self.tail is None
         check_tail(tail)
         self.tail = tail
 
     def abort(self, reason: str) -> bool:
-        if self.ended:
-            return False
         self.aborted, self.ended = reason, True
         return True
 
 
 @dataclass
 class FakeSender:
-    """Takes what the real one takes. `failed` are the events of sessions that could not be."""
+    """Refuses what a real one refuses: two sessions for one grant at one endpoint, ranges that make no sense."""
 
     sessions: dict[str, FakeSession] = field(default_factory=dict)
-    failed: list[SendFailed] = field(default_factory=list)
-    _grants: set[tuple[str, int | None, int]] = field(default_factory=set)
+    used: set[tuple[str, int]] = field(default_factory=set)
 
     def begin(
         self,
-        *,
         attempt: str,
         grant: int,
         endpoint: str,
@@ -106,29 +134,28 @@ class FakeSender:
         incarnation: int | None = None,
         windowed: bool = False,
     ) -> FakeSession:
+        assert (endpoint, grant) not in self.used
+        check_terms(grant, first_token, num_tokens, lease_s)
+        self.used.add((endpoint, grant))
         session = self.sessions[attempt] = FakeSession(attempt, grant, blocks, first_token, num_tokens)
-        try:
-            check_terms(grant, first_token, num_tokens, lease_s)
-            if (endpoint, incarnation, grant) in self._grants:
-                raise ValueError(f"Got grant {grant} twice")
-        except ValueError as error:
-            session.ended = True
-            self.failed.append(SendFailed(attempt, TransferError(str(error))))
-        self._grants.add((endpoint, incarnation, grant))
         return session
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass
 class FakeReceiver:
-    """Takes what the real one takes."""
-
     endpoint: str = "127.0.0.1:1"
-    open_grants: dict[int, str] = field(default_factory=dict)
+    grants: dict[int, str] = field(default_factory=dict)
     renewed: list[int] = field(default_factory=list)
+
+    @property
+    def open_grants(self) -> int:
+        return len(self.grants)
 
     def open(
         self,
-        *,
         grant: int,
         attempt: str,
         blocks: Sequence[int],
@@ -137,18 +164,19 @@ class FakeReceiver:
         lease_s: float,
         windowed: bool = False,
     ) -> None:
-        check_terms(grant, first_token, num_tokens, lease_s)
-        check_room(LAYOUT, len(blocks), num_tokens)
-        if grant in self.open_grants:
-            raise ValueError(f"Got {grant = } but it is open already")
-        self.open_grants[grant] = attempt
+        if grant in self.grants or len(blocks) * BLOCK_SIZE < num_tokens:
+            raise ValueError("open already, or too few blocks")
+        self.grants[grant] = attempt
 
     def renew(self, grant: int) -> bool:
         self.renewed.append(grant)
-        return grant in self.open_grants
+        return grant in self.grants
 
     def close(self, grant: int, reason: str) -> bool:
-        return self.open_grants.pop(grant, None) is not None
+        return self.grants.pop(grant, None) is not None
+
+    def stop(self) -> None:
+        pass
 
 
 def engine(clock: ManualClock, num_blocks: int = 64, **config: object) -> Engine:
@@ -164,7 +192,9 @@ def engine(clock: ManualClock, num_blocks: int = 64, **config: object) -> Engine
     return Engine(runner, EngineConfig.model_validate(config), clock)
 
 
-def submission(attempt: str, stage: str, tokens: int = 10, max_tokens: int = 5, deadline_s: float = 100.0) -> Submit:
+def submission(
+    attempt: str, stage: str, tokens: int = 10, max_tokens: int = 5, deadline_s: float = 100.0, ticket: int = 0
+) -> Submit:
     peer = {"prefill": DECODE, "decode": PREFILL, "local": None}[stage]
     return Submit(
         attempt=attempt,
@@ -175,4 +205,5 @@ def submission(attempt: str, stage: str, tokens: int = 10, max_tokens: int = 5, 
         stage=stage,
         peer=peer,
         deadline_s=deadline_s,
+        ticket=ticket,
     )

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, TransferError
 from kv_transfer.events import Delivered, OnReceiverEvent, OnSenderEvent, SendFailed
-from kv_transfer.frames import Begin, Finish, Header, Kind, check_payload, parse_header, unpack_body
+from kv_transfer.frames import HEADER_BYTES, Begin, Finish, Header, Kind, check_payload, parse_header, payload_digest, unpack_body
 from kv_transfer.grants import GrantTable
 from kv_transfer.inbound import GrantEnded
-from kv_transfer.outbound import Outbound, Piece
+from kv_transfer.outbound import Outbound
 from kv_transfer.store import KVStore
 from tests.support.virtual.timeline import Timeline
 
@@ -200,18 +200,20 @@ class VirtualSession:
     def advance(self) -> None:
         """Put what can leave on the wire."""
         outbound, sender = self.outbound, self._sender
-        while outbound is not None and not self.ended and outbound.has_next():
-            frame = outbound.next_frame()
-            piece = frame if isinstance(frame, Piece) else None
+        while outbound is not None and not self.ended and outbound.sendable():
+            payload = bytearray()
+            packed = outbound.take_begin(SEED)
+            piece = outbound.take_piece() if packed is None else None
             if piece is not None:
-                kind, payload = Kind.DATA, bytearray(piece.count * sender.store.layout.layer_bytes_per_token(piece.layer))
+                payload = bytearray(piece.count * sender.store.layout.layer_bytes_per_token(piece.layer))
                 sender.store.read(piece.layer, outbound.blocks, piece.start, piece.count, memoryview(payload))
-            else:
-                assert not isinstance(frame, Piece)
-                kind, payload = frame[0], bytearray(frame[1])
-            packed = outbound.stamp(kind, bytes(payload), SEED, piece)
+                packed = outbound.stamp_piece(piece, len(payload), payload_digest(payload, SEED), SEED)
+            elif packed is None:
+                packed = outbound.take_finish(SEED)
+            assert packed is not None
+            header, payload = packed[:HEADER_BYTES], payload or bytearray(packed[HEADER_BYTES:])
             sender.fabric.kv_bytes += len(payload)
-            self._carry(sender.occupy(len(payload)), packed, bytes(payload))
+            self._carry(sender.occupy(len(payload)), header, bytes(payload))
 
     def fail(self, error: TransferError) -> None:
         if not self.ended:
