@@ -137,7 +137,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert self.capacity_exceeded(life)
             return
         assert not self.capacity_exceeded(life)
-        assert granted or not was_empty
+        assert granted or not was_empty or self.engine.in_flight
         if granted:
             life.reserved = True
             self.lives[life.sequence.sequence_id] = life
