@@ -331,5 +331,6 @@ def test_what_was_on_its_way_when_its_blocks_changed_hands_is_not_written(way: W
         go_on.set()
         pair.sent.expect(SendFailed)
         session = pair.sender.begin("new owner", 2, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 4, 30.0)
+        session.push(0, 0, 4)
         pair.sent.expect(SendFailed, 2)  # of other tokens: refused, and by then the late frame has been read
         assert not any(page.any() for pages in pair.target.pages for page in pages)
