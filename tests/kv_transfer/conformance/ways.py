@@ -19,6 +19,7 @@ from core.clock import Clock, MonotonicClock
 from core.config import TransferConfig
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.carrier import Carrier
+from kv_transfer.carriers import carriers_for
 from kv_transfer.carriers.inline import INLINE
 from kv_transfer.events import OnReceiverEvent, OnSenderEvent
 from kv_transfer.receiver import KVReceiver
@@ -82,6 +83,7 @@ WAYS = [
     Way("tcp", TcpTransport),
     Way("tcp-small-buffers", lambda: TcpTransport(buffer_bytes=1 << 16)),
     Way("beside-the-stream", carriers=lambda: [MemoryCarrier()]),
+    Way("shm", carriers=lambda: carriers_for("shm")),
 ]
 # What `transfer.transport` may force, between real processes.
 TRANSPORTS = [name for name in get_args(TransferConfig.model_fields["transport"].annotation) if name != "auto"]
