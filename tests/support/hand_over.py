@@ -83,7 +83,8 @@ class HandOver:
         self.close()
 
     def _grant(self, number: int, sequence: Sequence) -> None:
-        assert self.writer.reserve(sequence)
+        self.writer.reserve(sequence)
+        assert [admission.sequence for admission in self.writer.admissions()] == [sequence]
         self.receiver.open(
             number, sequence.sequence_id, tuple(sequence.blocks), sequence.cached_tokens, len(sequence.tokens), LEASE_S
         )
