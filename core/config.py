@@ -161,12 +161,14 @@ class RouterConfig(_Section):
 
 
 class TransferConfig(_Section):
-    """KV movement. `transport` is what carries KV payloads between two instances: `auto` takes the best that works for a pair,
-    any other name is forced, and a pair for which it does not work is refused. `lease_s` is how long either side keeps blocks
-    for a silent peer; `host` is the address that instances listen on, None for their node's own. Every socket between
-    instances is authenticated with the cluster's keys."""
+    """KV movement. `transport` is what carries KV payloads between two instances: `shm` memory that both map (one host, one user,
+    one process namespace; about 6 MiB for each pair that has exchanged KV), `tcp` the connection that they have anyway. `auto`
+    takes the first of these that works for a pair; any other name is forced, and a pair for which it does not work is refused.
+    `distributed` is torch.distributed over gloo; `auto` never takes it, because it is slower than `tcp` and for networks that
+    only the cluster is on. `lease_s` is how long either side keeps blocks for a silent peer; `host` is the address that
+    instances listen on, None for their node's own. Every socket between instances is authenticated with the cluster's keys."""
 
-    transport: Literal["auto", "tcp"] = "auto"
+    transport: Literal["auto", "tcp", "shm", "distributed"] = "auto"
     lease_s: float = Field(default=5.0, gt=0)
     host: str | None = None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence as Rows
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from engine.cuda_graph import CudaRecorder, Limits, RecordedDecode, Recorder
 from engine.kv_cache import KVCache, affordable_blocks, allocate, layout_of
 from engine.model import LoadedModel, load_model
 from engine.plan import LayerListener, Scheduled, StepPlan, StepResult
-from engine.sampler import Sampler
+from engine.sampling.sampler import Sampler
 from engine.self_check import CHECK_TOKENS, check_against, differences, more_than_rounding, reference_logits
 from engine.sequence import Sequence
 
@@ -56,7 +57,8 @@ class TorchRunner:
         self._backend = selection.backend
         self._cache = cache
         self._builder = BatchBuilder(cache.layout.block_size, loaded.device)
-        self._sampler = Sampler(loaded.vocab_size, loaded.eos_token_ids)
+        self._sampler = Sampler(loaded.vocab_size, loaded.eos_token_ids, loaded.device)
+        self._rows = _Rows(self._sampler)
         self.accelerated = accelerated or {}
         self.refused_backends = selection.refused
         self.not_captured: str | None = None
@@ -165,8 +167,10 @@ class TorchRunner:
         with torch.inference_mode():
             sampling = [index for index, item in enumerate(plan.scheduled) if item.samples]
             logits = self.logits(plan, on_layer)
-            sampled = self._sampler.sample(logits, [plan.scheduled[index].sequence for index in sampling])
-        return StepResult(sampled.drawn, {sampling[row]: reason for row, reason in sampled.faults.items()})
+            sequences = [plan.scheduled[index].sequence for index in sampling]
+            positions = [sequence.output_tokens for sequence in sequences]
+            drawn, faults = self._sampler.draw(logits, self._rows.of(sequences), positions).read()
+        return StepResult(drawn, {sampling[row]: reason for row, reason in faults.items()})
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan, on_layer: LayerListener | None = None) -> torch.Tensor:
@@ -251,6 +255,29 @@ class TorchRunner:
         return int(torch.cuda.max_memory_allocated(self.device) - before)
 
 
+class _Rows:
+    """The sampler's rows, kept in step with plans that do not say who leaves: a sequence has its row for as long as every
+    step draws for it, and then is admitted again."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self._numbers = count()
+        self._known: dict[Sequence, tuple[int, int]] = {}  # row, and how many tokens the sampler knows of
+
+    def of(self, sequences: Rows[Sequence]) -> list[int]:
+        """Rows for one step that draws for these."""
+        known, self._known = self._known, {}
+        for sequence in sequences:
+            row, tokens = known.pop(sequence, (-1, -1))
+            if tokens != len(sequence.tokens):
+                row = row if row >= 0 else next(self._numbers)
+                self._sampler.admit(row, sequence.tokens, sequence.prompt_tokens, sequence.sampling)
+            self._known[sequence] = (row, len(sequence.tokens) + 1)
+        for row, _ in known.values():
+            self._sampler.drop(row)
+        return [row for row, _ in self._known.values()]
+
+
 def _forward(
     loaded: LoadedModel,
     backend: AttentionBackend,
@@ -312,5 +339,5 @@ def _largest_plan(engine: EngineConfig, layout: KVLayout, max_model_len: int, nu
 
 
 def _dummy(index: int, tokens: list[int], blocks: Rows[int]) -> Sequence:
-    params = SamplingParams(temperature=1.0, top_p=0.9)
+    params = SamplingParams(temperature=1.0, top_p=0.9, repetition_penalty=1.1, presence_penalty=0.1)  # what needs most memory
     return Sequence(f"measure-{index}", tokens, prompt_tokens=len(tokens), sampling=params, blocks=list(blocks))

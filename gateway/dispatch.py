@@ -1,7 +1,7 @@
 """From a request to tokens, however many attempts it takes.
 
     start ──▶ attempt ──tokens──▶ inbox ──▶ finished
-                │ worker lost, retryable failure
+                │ worker lost, retryable failure, refused
                 ▼
              fencing ──▶ retry (prompt + delivered tokens) ──no capacity──▶ stranded ──▶ retry or error
 
@@ -10,6 +10,9 @@ Invariants:
 - An attempt id is used once. A retry begins only after the pump has fenced the last attempt, so its replay holds every
   token that the client may have seen, and nothing of the old attempt can follow.
 - Workers of an attempt that ends early are told with a `Cancel`, the dead as well: one that wakes up must stop.
+- A request's ticket is larger than that of any older request that this gateway or a worker has heard of (Lamport, 1978), and
+  stays with it through its retries: workers admit by it.
+- A worker that turns an attempt away because it drains or changed its role has not failed: that costs patience, not an attempt.
 
 Runs in the event loop's thread; never blocks. Neighbours: `router` decides, `gateway.pump` receives, `gateway.journal`
 remembers. Replaying delivered tokens into a new attempt is the idea of Dynamo's migration; drawing by (seed, position)
@@ -38,71 +41,28 @@ from core.lifecycle import Stage
 from core.messages import Address, Cancel, Heartbeat, Submit
 from core.request import Request
 from core.tokens import pack_tokens
+from gateway.generation import Attempt, Generation
 from gateway.inbox import Inbox
 from gateway.journal import Entry, Journal, Outcome
 from gateway.metrics import Metrics
 from gateway.pump import Event, Failure, Fenced, Progress, Pump
 from gateway.reader import Delta, TextOptions, TokenReader
-from mail.peers import Peers
-from router.policy import NOBODY, Assignment, Rejection, RoutingPolicy
+from mail.peers import MessageSender
+from router.policy import Assignment, Rejection, RoutingPolicy
 from router.state import ClusterState, InstanceKey, Snapshot
 
 log = structlog.get_logger()
 
-FORGET_AFTER_S = 60.0
-
 
 @dataclass(frozen=True, slots=True)
 class DispatchLimits:
-    """`patience_s` bounds how long a retry waits for an instance to come back, once all that could serve it are gone."""
+    """`patience_s` bounds how long a request waits for an instance to come back, once all that could serve it are gone, and how
+    long it goes from one that turns it away to the next."""
 
     request_timeout_s: float = 600.0
     max_attempts: int = 3
     max_concurrent: int = 4096
     patience_s: float = 30.0
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """One try. `decoding` once a token of the decode worker got through: from then on prefill no longer matters."""
-
-    attempt_id: str
-    assignment: Assignment
-    decoding: bool = False
-
-    @property
-    def workers(self) -> list[Address]:
-        prefill = self.assignment.prefill
-        return [self.assignment.decode.address] + ([prefill.address] if prefill is not None else [])
-
-    @property
-    def keys(self) -> frozenset[InstanceKey]:
-        return frozenset((worker.name, worker.incarnation) for worker in self.workers)
-
-
-@dataclass(eq=False, slots=True)
-class Generation:
-    """A request under way. `close` it when nobody wants it any more; closing a finished one does nothing."""
-
-    entry: Entry
-    reader: TokenReader
-    inbox: Inbox
-    index: int
-    expires_s: float
-    attempt: _Attempt | None = None
-    avoid: frozenset[InstanceKey] = NOBODY
-    failures: int = 0
-    last_error: HetServeError | None = None
-    stranded_until_s: float = 0.0
-    timer: asyncio.TimerHandle | None = None
-
-    @property
-    def generation_id(self) -> str:
-        return self.entry.request.request_id
-
-    @property
-    def done(self) -> bool:
-        return self.entry.outcome is not None
 
 
 class Dispatcher:
@@ -117,7 +77,7 @@ class Dispatcher:
         self,
         *,
         address: Address,
-        peers: Peers,
+        peers: MessageSender,
         pump: Pump,
         policy: RoutingPolicy,
         cluster: ClusterState,
@@ -139,8 +99,7 @@ class Dispatcher:
         self._attempts: dict[str, Generation] = {}
         self._at: dict[InstanceKey, set[Generation]] = {}
         self._stranded: set[Generation] = set()
-        self._endpoints: dict[InstanceKey, str] = {}
-        self._retired: dict[str, float] = {}
+        self._newest_ticket = 0
         self.draining = False
 
     # --- for the HTTP side
@@ -170,17 +129,22 @@ class Dispatcher:
         Raises:
             Overloaded, Unavailable: the router refuses it now.
         """
-        found = self._policy.assign(request, self._cluster.snapshot())
-        if isinstance(found, Rejection):
+        snapshot = self._cluster.snapshot()
+        found = self._policy.assign(request, snapshot)
+        if isinstance(found, Rejection) and not (snapshot.settling and found.retry_after_s is None):
             raise found.error()
         now_s = self._clock.now()
         expires_s = now_s + self._limits.request_timeout_s
         reader = TokenReader(request.prompt, options)
-        generation = Generation(self.journal.begin(request), reader, inbox, index, expires_s)
+        self._newest_ticket += 1
+        generation = Generation(self.journal.begin(request), reader, inbox, index, self._newest_ticket, expires_s)
         self._live.add(generation)
         generation.timer = asyncio.get_running_loop().call_later(expires_s - now_s, self._expire, generation)
         self._metrics.accepted(len(request.prompt))
-        self._launch(generation, found)
+        if isinstance(found, Rejection):
+            self._strand(generation, found)
+        else:
+            self._launch(generation, found)
         return generation
 
     def close(self, generation: Generation) -> None:
@@ -208,15 +172,12 @@ class Dispatcher:
 
     def sweep(self) -> None:
         """Notice the dead and the stuck, retry the stranded. Call several times a second."""
-        now_s = self._clock.now()
-        for key in self._cluster.sweep(now_s):
+        for key in self._cluster.sweep(self._clock.now()):
             self._lost(key, "fell silent or made no progress")
         for generation in list(self._stranded):
             self._stranded.discard(generation)
             if not generation.done:
                 self._retry(generation)
-        if self._retired:
-            self._forget_retired(now_s)
 
     def worker_lost(self, key: InstanceKey) -> None:
         """Somebody who knows says that this incarnation is gone for good."""
@@ -230,6 +191,7 @@ class Dispatcher:
             except ProtocolError as error:
                 log.warning("heartbeat refused", worker=event.worker.name, reason=str(error))
                 return
+            self._newest_ticket = max(self._newest_ticket, event.load.newest_ticket)
             if replaced is not None:
                 self._lost(replaced, "was restarted")
             return
@@ -254,8 +216,9 @@ class Dispatcher:
         for key, report in delta.served:
             entry.served[key] = report
         attempt = generation.attempt
-        if attempt is not None and delta.worker == attempt.assignment.decode.key:
-            attempt.decoding = True
+        if attempt is not None and delta.tokens:
+            attempt.heard.add(delta.worker)
+            generation.refused_until_s = 0.0
         generation.inbox.put(generation.index, delta)
         if delta.finish is not None:
             entry.finish = delta.finish.value
@@ -273,6 +236,9 @@ class Dispatcher:
         if prefill is not None and event.worker == prefill.key and attempt.decoding:
             return
         error = from_wire(event.code, event.message)
+        if type(error) is Unavailable and event.worker is not None and event.worker not in attempt.heard:
+            self._refused(generation, event.worker, error)
+            return
         avoid = attempt.keys if event.worker is None else frozenset({event.worker})
         if isinstance(error, TransferError) and prefill is not None and event.worker is not None:
             # Whoever reports a broken transfer is alive to say so: suspect the other side first, then both.
@@ -280,10 +246,17 @@ class Dispatcher:
             avoid = frozenset({other}) if generation.failures == 0 else attempt.keys
         self._attempt_failed(generation, error, avoid)
 
+    def _refused(self, generation: Generation, worker: InstanceKey, error: Unavailable) -> None:
+        """The worker takes no such work any more, and the gateway did not know yet."""
+        self._cluster.refused(worker)
+        now_s = self._clock.now()
+        generation.refused_until_s = generation.refused_until_s or now_s + self._limits.patience_s
+        if now_s >= generation.refused_until_s:
+            self._attempt_failed(generation, error, frozenset({worker}))
+        else:
+            self._move(generation, error)
+
     def _lost(self, key: InstanceKey, how: str) -> None:
-        endpoint = self._endpoints.pop(key, None)
-        if endpoint is not None:
-            self._retired[endpoint] = self._clock.now()
         for generation in list(self._at.get(key, ())):
             attempt = generation.attempt
             if attempt is None:
@@ -292,16 +265,6 @@ class Dispatcher:
             if prefill is not None and prefill.key == key and attempt.decoding:
                 continue
             self._attempt_failed(generation, WorkerLost(f"{key[0]} {how}"), frozenset({key}))
-
-    def _forget_retired(self, now_s: float) -> None:
-        """Close connections to the long dead. Not at once: a worker that was merely frozen must still get its `Cancel`s."""
-        live = {item.address.mailbox for item in self._cluster.snapshot().instances}
-        for endpoint, since_s in list(self._retired.items()):
-            if endpoint in live:
-                del self._retired[endpoint]
-            elif now_s - since_s > FORGET_AFTER_S:
-                del self._retired[endpoint]
-                self._peers.forget(endpoint)
 
     def _expire(self, generation: Generation) -> None:
         timeout_s = self._limits.request_timeout_s
@@ -314,14 +277,13 @@ class Dispatcher:
         entry.assignments.append(assignment)
         now_s = self._clock.now()
         entry.lifecycle.mark(Stage.ASSIGNED, now_s)
-        attempt = _Attempt(f"{generation.generation_id}-{len(entry.assignments)}", assignment)
+        attempt = Attempt(f"{generation.generation_id}-{len(entry.assignments)}", assignment)
         generation.attempt = attempt
         self._attempts[attempt.attempt_id] = generation
-        for worker in attempt.workers:
-            key = (worker.name, worker.incarnation)
+        for key in attempt.keys:
             self._at.setdefault(key, set()).add(generation)
-            self._endpoints[key] = worker.mailbox
-        self._pump.open(attempt.attempt_id, generation.reader, attempt.keys)
+        prefill = None if assignment.prefill is None else assignment.prefill.address
+        self._pump.open(attempt.attempt_id, generation.reader, assignment.decode.address, prefill)
         self._count(entry, assignment, now_s)
         for worker, submit in self._submits(generation, attempt, generation.expires_s - now_s):
             if not self._peers.send(worker.mailbox, submit):
@@ -329,7 +291,7 @@ class Dispatcher:
                 self._attempt_failed(generation, WorkerLost(f"{worker.name} takes no messages"), frozenset({key}))
                 return
 
-    def _submits(self, generation: Generation, attempt: _Attempt, deadline_s: float) -> list[tuple[Address, Submit]]:
+    def _submits(self, generation: Generation, attempt: Attempt, deadline_s: float) -> list[tuple[Address, Submit]]:
         request, assignment = generation.entry.request, attempt.assignment
         tokens = pack_tokens([*request.prompt, *generation.entry.tokens])
 
@@ -344,6 +306,7 @@ class Dispatcher:
                 peer=peer,
                 salt=request.salt,
                 deadline_s=max(deadline_s, 1e-3),
+                ticket=generation.ticket,
             )
 
         decode = assignment.decode.address
@@ -368,6 +331,10 @@ class Dispatcher:
         if not may_retry or generation.failures >= self._limits.max_attempts:
             self._fail(generation, error)
             return
+        self._move(generation, error)
+
+    def _move(self, generation: Generation, error: HetServeError) -> None:
+        """End the attempt because of `error`, and try again once it is fenced."""
         attempt = generation.attempt
         assert attempt is not None, "only a running attempt fails"
         self._metrics.retried(error.code)
@@ -376,7 +343,7 @@ class Dispatcher:
 
     def _retry(self, generation: Generation) -> None:
         """Try elsewhere; where everybody left has failed it already, try those again; where nobody is left, wait."""
-        request, now_s = generation.entry.request, self._clock.now()
+        request = generation.entry.request
         found = self._policy.assign(request, self._cluster.snapshot(), generation.avoid)
         if isinstance(found, Rejection) and generation.avoid:
             found = self._policy.assign(request, self._cluster.snapshot())
@@ -384,8 +351,12 @@ class Dispatcher:
             generation.stranded_until_s = 0.0
             self._launch(generation, found)
             return
-        if generation.stranded_until_s == 0.0:
-            generation.stranded_until_s = now_s + self._limits.patience_s
+        self._strand(generation, found)
+
+    def _strand(self, generation: Generation, found: Rejection) -> None:
+        """Nobody can serve it now: try again at the next sweep, for as long as patience lasts."""
+        now_s = self._clock.now()
+        generation.stranded_until_s = generation.stranded_until_s or now_s + self._limits.patience_s
         if now_s >= generation.stranded_until_s:
             self._fail(generation, found.error())
         else:

@@ -18,7 +18,8 @@ from core.clock import Clock
 from core.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, Unavailable
 from core.request import Request
 from core.sampling import MAX_SEED, SamplingParams
-from gateway.dispatch import Dispatcher, Generation
+from gateway.dispatch import Dispatcher
+from gateway.generation import Generation
 from gateway.inbox import Inbox
 from gateway.openai import MAX_PROMPTS, ChatRequest, CompletionRequest, GenerationRequest, Message
 from gateway.reader import TextOptions

@@ -5,10 +5,12 @@ Invariants:
 - Commands (`open`, `close`, `fence`) that the loop gives before it sends a message take effect before any answer to that
   message is looked at: commands are applied after each receive and before the message received.
 - An item counts only if its attempt is open and its sender, by name *and incarnation*, serves that attempt.
+- Whoever serves an open attempt is told several times a lease that it is wanted (`gateway.routes`), over connections that are
+  this thread's own.
 - A fault of the thread is told to the loop: a gateway without its pump must not go on.
 - After `Fenced` comes back, no event of that attempt follows: what the loop has by then is all there will ever be.
 
-Neighbours: `mail.mailbox` below, `gateway.reader` per generation, `gateway.dispatch` above.
+Neighbours: `mail` below, `gateway.routes` knows whom to ask for what, `gateway.reader` per generation, `gateway.dispatch` above.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ import structlog
 
 from core.clock import Clock
 from core.errors import HetServeError, TransferError
-from core.messages import Failed, Heartbeat, Message, Tokens
+from core.messages import Address, Failed, Heartbeat, Message, TokenItem, Tokens
 from gateway.reader import Delta, TokenReader
+from gateway.routes import Route, Routes
 from mail.mailbox import Mailbox
+from mail.peers import MessageSender
 from router.state import InstanceKey
 
 log = structlog.get_logger()
@@ -61,29 +65,22 @@ Deliver = Callable[[list[Event]], None]
 OnFault = Callable[[Exception], None]
 
 
-@dataclass(slots=True)
-class _Route:
-    reader: TokenReader
-    workers: frozenset[InstanceKey]
-    gap_since_s: float | None = None
-
-
 class Pump:
-    """Owns `mailbox` from `start` to `stop`. `open`, `close` and `fence` are for the loop's thread.
+    """Owns `mailbox` and `peers` from `start` to `stop`. `open`, `close` and `fence` are for the loop's thread.
 
-    A position that is still missing `gap_timeout_s` after a later one came is taken for lost, and with it the attempt.
     `on_fault` is called in the loop, once, with the error that ended the thread.
     """
 
-    def __init__(self, mailbox: Mailbox, deliver: Deliver, clock: Clock, on_fault: OnFault, gap_timeout_s: float = 3.0) -> None:
+    def __init__(
+        self, mailbox: Mailbox, peers: MessageSender, routes: Routes, deliver: Deliver, clock: Clock, on_fault: OnFault
+    ) -> None:
         self._mailbox = mailbox
+        self._peers = peers
+        self._routes = routes
         self._deliver = deliver
         self._clock = clock
         self._on_fault = on_fault
-        self._gap_timeout_s = gap_timeout_s
         self._commands: deque[Callable[[list[Event]], None]] = deque()
-        self._routes: dict[str, _Route] = {}
-        self._gaps: set[str] = set()
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -100,24 +97,25 @@ class Pump:
             self._mailbox.wake()
             self._thread.join()
 
-    def open(self, attempt: str, reader: TokenReader, workers: frozenset[InstanceKey]) -> None:
-        """From now on take `attempt`'s tokens from `workers`. Call before submitting it."""
+    def open(self, attempt: str, reader: TokenReader, decode: Address, prefill: Address | None) -> None:
+        """From now on take `attempt`'s tokens from these, and ask them for what is missing. Call before submitting it."""
+        opened_s = self._clock.now()
 
         def apply(events: list[Event]) -> None:
             reader.forget_early()
-            self._routes[attempt] = _Route(reader, workers)
+            self._routes.open(attempt, Route(reader, decode, prefill, opened_s, reader.next_position))
 
         self._commands.append(apply)
 
     def close(self, attempt: str) -> None:
         """Take no more of the attempt."""
-        self._commands.append(lambda events: self._drop(attempt))
+        self._commands.append(lambda events: self._routes.drop(attempt))
 
     def fence(self, attempt: str) -> None:
         """Take no more of the attempt and say when that is so, with a `Fenced`."""
 
         def apply(events: list[Event]) -> None:
-            self._drop(attempt)
+            self._routes.drop(attempt)
             events.append(Fenced(attempt))
 
         self._commands.append(apply)
@@ -138,7 +136,7 @@ class Pump:
 
     def _receive(self) -> None:
         while not self._stopping:
-            self._mailbox.wait(TICK_S)
+            self._mailbox.wait(min(TICK_S, self._routes.tick_s))
             events: list[Event] = []
             while len(events) < MAX_BATCH:
                 message = self._mailbox.receive()
@@ -146,8 +144,7 @@ class Pump:
                 if message is None:
                     break
                 self._handle(message, events)
-            if self._gaps:
-                self._check_gaps(events)
+            self._watch(events)
             if events and self._loop is not None:
                 try:
                     self._loop.call_soon_threadsafe(self._deliver, events)
@@ -160,46 +157,34 @@ class Pump:
 
     def _handle(self, message: Message, events: list[Event]) -> None:
         if isinstance(message, Tokens):
-            worker = (message.worker.name, message.worker.incarnation)
             for item in message.items:
-                route = self._routes.get(item.attempt)
-                if route is None or worker not in route.workers:
-                    continue
-                try:
-                    delta = route.reader.take(worker, item)
-                except Exception as error:  # one item that no tokenizer can show ends its own request, never the pump
-                    log.exception("cannot read tokens", attempt=item.attempt)
-                    events.append(Failure(item.attempt, None, HetServeError.code, f"cannot decode tokens: {error}"))
-                    self._drop(item.attempt)
-                    continue
-                if delta is not None:
-                    events.append(Progress(item.attempt, delta))
-                self._note_gap(item.attempt, route)
+                self._take(message.worker, item, events)
         elif isinstance(message, Heartbeat):
             events.append(message)
-        elif isinstance(message, Failed):
+        elif isinstance(message, Failed) and self._routes.find(message.attempt, message.worker) is not None:
             worker = (message.worker.name, message.worker.incarnation)
-            route = self._routes.get(message.attempt)
-            if route is not None and worker in route.workers:
-                events.append(Failure(message.attempt, worker, message.code, message.message))
+            events.append(Failure(message.attempt, worker, message.code, message.message))
 
-    def _note_gap(self, attempt: str, route: _Route) -> None:
-        if not route.reader.gap:
-            if route.gap_since_s is not None:
-                route.gap_since_s = None
-                self._gaps.discard(attempt)
-        elif route.gap_since_s is None:
-            route.gap_since_s = self._clock.now()
-            self._gaps.add(attempt)
+    def _take(self, worker: Address, item: TokenItem, events: list[Event]) -> None:
+        route = self._routes.find(item.attempt, worker)
+        if route is None:
+            return
+        try:
+            delta = route.reader.take((worker.name, worker.incarnation), item)
+        except Exception as error:  # one item that no tokenizer can show ends its own request, never the pump
+            log.exception("cannot read tokens", attempt=item.attempt)
+            events.append(Failure(item.attempt, None, HetServeError.code, f"cannot decode tokens: {error}"))
+            self._routes.drop(item.attempt)
+            return
+        if delta is not None:
+            events.append(Progress(item.attempt, delta))
+        self._routes.took(item.attempt, delta, self._clock.now())
 
-    def _check_gaps(self, events: list[Event]) -> None:
+    def _watch(self, events: list[Event]) -> None:
+        """Ask for what is missing; give up what was asked for in vain."""
         now_s = self._clock.now()
-        for attempt in list(self._gaps):
-            since_s = self._routes[attempt].gap_since_s
-            if since_s is not None and now_s - since_s > self._gap_timeout_s:
-                self._drop(attempt)
-                events.append(Failure(attempt, None, TransferError.code, "tokens were lost on the way from the worker"))
-
-    def _drop(self, attempt: str) -> None:
-        self._routes.pop(attempt, None)
-        self._gaps.discard(attempt)
+        for attempt in self._routes.lost(now_s):
+            self._routes.drop(attempt)
+            events.append(Failure(attempt, None, TransferError.code, "tokens were lost on the way from the worker"))
+        for worker, keep in self._routes.keeps(now_s):
+            self._peers.send(worker.mailbox, keep)

@@ -67,6 +67,15 @@ class TokenReader:
         """Whether something arrived that lies beyond a position that has not."""
         return bool(self._early) and not self.done
 
+    def missing_from(self, position: int) -> int:
+        """The first output position at or after `position` that has not arrived, not even ahead of a gap."""
+        missing = max(position, self.next_position)
+        for early in sorted(self._early):
+            if early > missing:
+                break
+            missing = max(missing, early + len(self._early[early][1].tokens))
+        return missing
+
     def forget_early(self) -> None:
         """A new attempt begins: what an old one sent ahead of a gap does not count."""
         self._early.clear()

@@ -16,9 +16,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from core.errors import HetServeError
-from gateway.dispatch import Generation
 from gateway.errors import encode_error
 from gateway.generate import Generator
+from gateway.generation import Generation
 from gateway.inbox import ClientGone, Inbox
 from gateway.metrics import Metrics
 from gateway.reader import Delta

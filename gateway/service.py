@@ -31,12 +31,13 @@ from gateway.generate import Generator, ModelInfo
 from gateway.journal import Journal
 from gateway.metrics import Metrics
 from gateway.pump import Pump
+from gateway.routes import Routes
 from gateway.server import HttpServer, create_app
 from gateway.text import TextCodec, Tokenizing
 from mail.door import Door
 from mail.keys import ClusterKeys
 from mail.mailbox import Mailbox
-from mail.peers import Peers
+from mail.peers import MessageSender, Peers
 from router.admission import Admission
 from router.least_ttft import LeastTTFT
 from router.policy import RoutingPolicy
@@ -66,6 +67,7 @@ class GatewayService:
         model_path: local folder with the model's tokenizer and `config.json`.
         name, incarnation: this gateway's identity on the data plane.
         mailbox_host: address of this machine that workers can reach; None takes the transfer's.
+        make_peers: what its threads send with; each makes its own.
         on_ready: called with this service, in the loop's thread, once the port answers.
     """
 
@@ -80,6 +82,7 @@ class GatewayService:
         on_ready: Callable[[GatewayService], None] | None = None,
         policy: RoutingPolicy | None = None,
         mailbox_host: str | None = None,
+        make_peers: Callable[[Door], MessageSender] = Peers,
     ) -> None:
         self._config = config
         self._keys = keys
@@ -88,6 +91,7 @@ class GatewayService:
         self._incarnation = incarnation
         self._on_ready = on_ready
         self._mailbox_host = mailbox_host or config.transfer.host or "127.0.0.1"
+        self._make_peers = make_peers
         self._policy = policy or make_policy(config.router, config.engine.max_waiting_tokens)
         self._clock = MonotonicClock()
         self._started = threading.Event()
@@ -210,15 +214,17 @@ class GatewayService:
             door = stack.enter_context(Door(self._keys))
             mailbox = Mailbox(door, self._mailbox_host)
             stack.callback(mailbox.close)
-            peers = Peers(door)
+            peers, keeping = self._make_peers(door), self._make_peers(door)
             stack.callback(peers.close)
+            stack.callback(keeping.close)
             tokenizing = Tokenizing()
             stack.callback(tokenizing.close)
             metrics = Metrics()
             self._address = Address(self._name, self._incarnation, mailbox.endpoint)
             events = _Later()
             fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            pump = Pump(mailbox, events, self._clock, fault.set_exception, gap_timeout_s=2 * self._config.health.dead_after_s)
+            routes = Routes(self._address, self._config.transfer.lease_s, self._clock.now())
+            pump = Pump(mailbox, keeping, routes, events, self._clock, fault.set_exception)
             dispatcher = self._make_dispatcher(peers, pump, metrics)
             events.target = dispatcher.deliver
             metrics.watch(dispatcher.snapshot)
@@ -227,7 +233,8 @@ class GatewayService:
             generator = Generator(model, codec, tokenizing, dispatcher, self._clock, gateway.max_n)
 
             def more_invariants() -> dict[str, int]:
-                return {"malformed_messages": mailbox.rejected, "tasks": len(asyncio.all_tasks())}
+                lost = peers.lost + keeping.lost
+                return {"malformed_messages": mailbox.rejected, "lost_messages": lost, "tasks": len(asyncio.all_tasks())}
 
             admin = Admin(generator, dispatcher, metrics, self._clock, _version(), more_invariants)
             app = create_app(
@@ -269,7 +276,7 @@ class GatewayService:
             except Exception:  # health must go on being watched whatever one sweep met
                 log.exception("sweep failed")
 
-    def _make_dispatcher(self, peers: Peers, pump: Pump, metrics: Metrics) -> Dispatcher:
+    def _make_dispatcher(self, peers: MessageSender, pump: Pump, metrics: Metrics) -> Dispatcher:
         gateway, health = self._config.gateway, self._config.health
         return Dispatcher(
             address=self.address,

@@ -144,7 +144,7 @@ class Instance:
         spec, model = self._spec, self._model
         lease_s = spec.config.transfer.lease_s
         transport = TcpTransport(host=self._host)
-        secret, carriers = spec.keys.transfer_secret, carriers_for(spec.config.transfer.transport)
+        secret, carriers = spec.keys.transfer_secret, carriers_for(spec.config.transfer.transport, self._host)
         self._sender = KVSender(
             model.store, transport, secret, model.fingerprint, spec.incarnation, self._clock, self._post, carriers
         )

@@ -23,6 +23,11 @@ class Parcel:
     payload: memoryview | None = None
     tail: list[bytes] = field(default_factory=list)
 
+    @property
+    def nbytes(self) -> int:
+        """Of the piece."""
+        return 0 if self.payload is None else self.payload.nbytes
+
 
 class Line:
     """Whoever ships holds `wire`, so that parcels leave in the order in which it was taken."""

@@ -71,6 +71,11 @@ class ReceiveLink:
             self._incoming.close()
             self._grants.lost(self, error)
 
+    def close(self) -> None:
+        """Ends `run`, also while it waits in the carrier. From any thread; idempotent."""
+        self._connection.close()
+        self._incoming.close()
+
     def abort(self, grant: int, error: TransferError) -> None:
         self._reply(Kind.ABORT, grant, pack_body(abort_of(error)))
 

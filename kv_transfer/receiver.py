@@ -14,6 +14,7 @@ from core.clock import Clock
 from core.errors import HandshakeRefused, TransferAborted, TransferError
 from kv_transfer.carrier import Carrier
 from kv_transfer.carriers.inline import INLINE
+from kv_transfer.doorway import HANDSHAKE_TIMEOUT_S, Doorway
 from kv_transfer.events import Broken, OnReceiverEvent, Received
 from kv_transfer.grants import GrantTable
 from kv_transfer.protocol import Handshake, Identity
@@ -23,9 +24,6 @@ from kv_transfer.sweeper import Sweeper
 from kv_transfer.transport import Connection, Transport
 
 _log = logging.getLogger(__name__)
-
-HANDSHAKE_TIMEOUT_S = 5.0
-MAX_CONNECTIONS = 1024
 
 
 class KVReceiver:
@@ -60,7 +58,8 @@ class KVReceiver:
         self._lock = threading.Lock()
         self._stopping = False
         self._threads: list[threading.Thread] = []
-        self._connections: dict[Connection, float | None] = {}  # value: when its handshake must be done
+        self._links: dict[Connection, ReceiveLink] = {}
+        self._doorway = Doorway(clock)
         self._listener = transport.listen()
         self._sweeper = Sweeper(self.sweep, "kv-receiver-leases")
         self._acceptor = threading.Thread(target=self._accept, name="kv-receiver-accept", daemon=True)
@@ -96,25 +95,18 @@ class KVReceiver:
     def sweep(self) -> float | None:
         """End what has run out of time: leases, and connections that do not get through the handshake. Called by the
         receiver's own timer; tests call it after moving their clock. Seconds until the next is due, or None."""
-        due_s = self._grants.expire()
-        now_s = self._clock.now()
-        with self._lock:
-            deadlines = [(connection, at_s) for connection, at_s in self._connections.items() if at_s is not None]
-        for connection, at_s in deadlines:
-            if at_s <= now_s:
-                connection.close()
-            else:
-                due_s = at_s - now_s if due_s is None else min(due_s, at_s - now_s)
-        return due_s
+        due_s = [left_s for left_s in (self._grants.expire(), self._doorway.expire()) if left_s is not None]
+        return min(due_s, default=None)
 
     def stop(self) -> None:
         with self._lock:
             self._stopping = True
-            connections = list(self._connections)
+            links = list(self._links.values())
         self._listener.close()
         self._grants.shut("the receiver has stopped")
-        for connection in connections:
-            connection.close()
+        self._doorway.shut()
+        for link in links:
+            link.close()
         with self._lock:
             threads = [self._acceptor, *self._threads]
         for thread in threads:
@@ -137,24 +129,24 @@ class KVReceiver:
                 return
             thread = threading.Thread(target=self._serve, args=(connection,), name="kv-receiver", daemon=True)
             with self._lock:
-                admitted = not self._stopping and len(self._connections) < MAX_CONNECTIONS
-                if admitted:
-                    self._connections[connection] = self._clock.now() + HANDSHAKE_TIMEOUT_S
-                    self._threads = [*(other for other in self._threads if other.is_alive()), thread]
-                    thread.start()
-            if admitted:
-                self._sweeper.wake_within(HANDSHAKE_TIMEOUT_S)
-            else:
-                connection.close()
+                if self._stopping:
+                    connection.close()
+                    return
+                self._doorway.enter(connection)
+                self._threads = [*(other for other in self._threads if other.is_alive()), thread]
+                thread.start()
+            self._sweeper.wake_within(HANDSHAKE_TIMEOUT_S)
 
     def _serve(self, connection: Connection) -> None:
         try:
             peer, acceptance = self._handshake.answer(connection)
             why = f" ({peer.declined})" if peer.declined else ""
             _log.info("KV from incarnation %d of a peer comes by %s%s", peer.identity.incarnation, peer.carrier, why)
+            self._doorway.prove(connection)
+            link = ReceiveLink(connection, peer, acceptance, self._grants)
             with self._lock:
-                self._connections[connection] = None
-            ReceiveLink(connection, peer, acceptance, self._grants).run()
+                self._links[connection] = link
+            link.run()
         except HandshakeRefused as error:
             _log.warning("KV receiver refused a peer: %s", error)
         except TransferError as error:
@@ -163,8 +155,9 @@ class KVReceiver:
             _log.exception("KV receiver dropped a connection")
         finally:
             connection.close()
+            self._doorway.leave(connection)
             with self._lock:
-                self._connections.pop(connection, None)
+                self._links.pop(connection, None)
 
     def _emit(self, event: Received | Broken) -> None:
         try:

@@ -5,7 +5,7 @@
 
 Whoever holds the turn prepares; it takes the wire before it gives the turn on. So the next piece is gathered while the last one
 is on its way, each piece stays with one thread (and its core's cache) from the store to the socket, and nothing is handed over.
-While little is sent, one thread does it all and the other does not exist.
+Small pieces are sent sooner by one thread than the other wakes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from kv_transfer.line import Line, Parcel
 from kv_transfer.send_session import LinkSession
 
 _log = logging.getLogger(__name__)
+
+OVERLAP_BYTES = 1 << 18
 
 Farewell = tuple[Line, int, TransferError]  # an end to tell: on which line, of which grant, and why
 
@@ -96,7 +98,7 @@ class SendingThreads:
                 parcel = self._link.pack(line, due) if isinstance(due, LinkSession) else _farewell(due)
                 if parcel is not None:
                     with line.wire:
-                        if self._link.busy:
+                        if parcel.nbytes >= OVERLAP_BYTES and self._link.busy:
                             self._let_another(turn)
                         line.ship(parcel)
                     if session is not None:

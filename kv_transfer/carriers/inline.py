@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 
 from core.errors import TransferError
 from kv_transfer.carrier import Tell
+from kv_transfer.carriers.buffers import Buffers
 from kv_transfer.frames import Header
 from kv_transfer.transport import Buffer, Connection
-
-BUFFERS = 2  # one is filled while the other is emptied
 
 
 class InlineCarrier:
@@ -44,43 +42,10 @@ class InlineEnd:
         pass
 
 
-class _Buffers:
-    """`BUFFERS` buffers of one size, made when first needed and kept, so that each is touched anew only once."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._changed = threading.Condition()
-        self._free: list[memoryview] = []
-        self._made = 0
-        self._closed = False
-
-    def take(self, size: int) -> memoryview:
-        """Waits until one is free. Raises TransferError once closed."""
-        with self._changed:
-            while not self._closed and not self._free and self._made == BUFFERS:
-                self._changed.wait()
-            if self._closed:
-                raise TransferError("the connection is closed")
-            if not self._free:
-                self._free.append(memoryview(bytearray(self._size)))
-                self._made += 1
-            return self._free.pop()[:size]
-
-    def give(self, view: memoryview) -> None:
-        with self._changed:
-            self._free.append(memoryview(view.obj))
-            self._changed.notify()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-
 class InlineOutgoing:
     def __init__(self, connection: Connection, piece_bytes: int) -> None:
         self._connection = connection
-        self._buffers = _Buffers(piece_bytes)
+        self._buffers = Buffers(piece_bytes)
 
     def room(self, size: int) -> memoryview:
         return self._buffers.take(size)
@@ -104,7 +69,7 @@ class InlineOutgoing:
 class InlineIncoming:
     def __init__(self, connection: Connection, piece_bytes: int) -> None:
         self._connection = connection
-        self._buffers = _Buffers(piece_bytes)
+        self._buffers = Buffers(piece_bytes)
 
     def take(self, header: Header) -> memoryview:
         payload = self._buffers.take(header.length)

@@ -103,3 +103,21 @@ def test_a_model_that_cannot_keep_some_logits_only_gives_the_same(model_folder, 
     every = TorchRunner.load(folder, config).logits(plan)
     assert kept.shape == every.shape == (1, 512)
     torch.testing.assert_close(kept, every, atol=1e-5, rtol=1e-5)
+
+
+def test_a_penalised_sequence_that_misses_a_step_draws_what_one_that_comes_with_its_output_draws(runner):
+    harsh = SamplingParams(temperature=0.0, presence_penalty=2.0, frequency_penalty=2.0, repetition_penalty=1.5, max_tokens=20)
+    s = Sequence("a", [5, 6, 7], 3, harsh, blocks=[0, 1, 2])
+    for step in range(6):
+        s.tokens += [runner.run(StepPlan((Scheduled(s, s.computed_tokens, s.uncomputed_tokens, True),))).drawn[0].token]
+        s.computed_tokens = len(s.tokens) - 1
+        if step == 2:
+            runner.run(StepPlan((Scheduled(sequence("b", [9, 9], [5]), 0, 2, True),)))
+        known = Sequence("c", s.tokens[:-1], 3, harsh, blocks=[6, 7, 8])
+        drawn = runner.run(StepPlan((Scheduled(known, 0, len(known.tokens), True),))).drawn[0].token
+        assert drawn == s.tokens[-1]
+    s.tokens += [8, 8, 8]  # brought by someone else
+    again = Sequence("d", list(s.tokens), 3, harsh, blocks=[9, 10, 11])
+    both = [Scheduled(one, one.computed_tokens, one.uncomputed_tokens, True) for one in (s, again)]
+    first, second = runner.run(StepPlan(tuple(both))).drawn
+    assert first.token == second.token

@@ -16,7 +16,10 @@ from transformers import PreTrainedTokenizerFast
 
 from core.config import parse_config
 from gateway.service import GatewayService
+from mail.door import Door
+from mail.faults import AlarmClock, FaultyPeers, Plan
 from mail.keys import ClusterKeys
+from mail.peers import MessageSender, Peers
 from tests.gateway.fake_worker import FakeWorker
 
 
@@ -67,16 +70,22 @@ def model_path(byte_level: Tokenizer, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-class Stage:
-    """A running gateway and the fake workers that play on it."""
+LEASE_S = 0.6
 
-    def __init__(self, model_path: Path, letters: dict[str, int], settings: dict[str, Any]) -> None:
+
+class Stage:
+    """A running gateway and the fake workers that play on it. With a `plan`, all their mail misbehaves."""
+
+    def __init__(self, model_path: Path, letters: dict[str, int], settings: dict[str, Any], plan: Plan | None = None) -> None:
         self.keys = ClusterKeys.generate()
         self.letters = letters
         pools = [{"role": "mixed"}]
         health = {"dead_after_s": 0.4, "stuck_after_s": 0.5, "heartbeat_s": 0.03}
-        self.config = parse_config({"model": "tiny", "pools": pools, "health": health, **settings})
-        self.service = GatewayService(self.config, self.keys, model_path)
+        transfer = {"lease_s": LEASE_S}
+        self.config = parse_config({"model": "tiny", "pools": pools, "health": health, "transfer": transfer, **settings})
+        self.plan = plan
+        self.alarm = AlarmClock()
+        self.service = GatewayService(self.config, self.keys, model_path, make_peers=lambda door: self.peers(door, "gateway"))
         self.service.start()
         self.workers: list[FakeWorker] = []
         key = self.config.gateway.api_key
@@ -85,10 +94,14 @@ class Stage:
 
     def worker(self, name: str, role: str = "mixed", **options: Any) -> FakeWorker:
         """Add a worker and wait until the gateway knows it."""
+        options = {"lease_s": LEASE_S, "make_peers": lambda door: self.peers(door, name), **options}
         worker = FakeWorker(self.keys, self.service.address, name, role, self.letters, **options)
         self.workers.append(worker)
         self.until(lambda: worker.address in [item.address for item in self.service.snapshot().instances])
         return worker
+
+    def peers(self, door: Door, name: str) -> MessageSender:
+        return Peers(door) if self.plan is None else FaultyPeers(Peers(door), self.plan, self.alarm.later, name)
 
     def until(self, holds: Callable[[], bool], within_s: float = 10.0) -> None:
         """Wait for something that must become true."""
@@ -116,6 +129,7 @@ class Stage:
         for worker in self.workers:
             worker.stop()
         self.service.stop()
+        self.alarm.close()
 
 
 @pytest.fixture(scope="session")
@@ -125,12 +139,12 @@ def letters(byte_level: Tokenizer) -> dict[str, int]:
 
 @pytest.fixture
 def set_stage(model_path: Path, letters: dict[str, int]) -> Iterator[Callable[..., Stage]]:
-    """Starts gateways; keyword arguments are sections of the configuration."""
+    """Starts gateways; keyword arguments are sections of the configuration, and `plan`."""
     stages: list[Stage] = []
 
-    def start(**settings: Any) -> Stage:
+    def start(plan: Plan | None = None, **settings: Any) -> Stage:
         settings.setdefault("gateway", {"port": 0})
-        stages.append(Stage(model_path, letters, settings))
+        stages.append(Stage(model_path, letters, settings, plan))
         return stages[-1]
 
     yield start

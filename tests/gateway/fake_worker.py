@@ -1,5 +1,6 @@
 """A worker without an engine: answers over a real mailbox with tokens that depend on the prompt, the seed and the position
-alone, as a real one's do, and misbehaves on request."""
+alone, as a real one's do, and misbehaves on request. What it said of an attempt it says again when a `Keep` shows that it did
+not arrive, as a real one does."""
 
 from __future__ import annotations
 
@@ -7,16 +8,31 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from core.cost import CostModel
+from core.errors import AttemptLost
 from core.layout import KVLayout, LayerShape
-from core.messages import Address, Cancel, Failed, Heartbeat, Load, ServedBy, Submit, TokenItem, TokenLogprobs, Tokens
+from core.messages import (
+    Address,
+    Cancel,
+    Failed,
+    Heartbeat,
+    Keep,
+    Load,
+    ServedBy,
+    Submit,
+    TokenItem,
+    TokenLogprobs,
+    Tokens,
+    Wanted,
+)
 from core.request import FinishReason
 from core.tokens import unpack_tokens
 from mail.door import Door
 from mail.keys import ClusterKeys
 from mail.mailbox import Mailbox
-from mail.peers import Peers
+from mail.peers import MessageSender, Peers
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
 BEAT_S = 0.03
@@ -31,10 +47,22 @@ def expected_text(prompt: list[int], seed: int, tokens: int) -> str:
     return "".join(letter(prompt, seed, position) for position in range(tokens))
 
 
+@dataclass
+class Told:
+    """What the gateway was told of an attempt. `by_last_keep` is how much of it was on its way when it last asked."""
+
+    asked_s: float
+    messages: list[TokenItem | Failed] = field(default_factory=list)
+    by_last_keep: int = 0
+    known: bool = True
+    over: bool = False
+
+
 class FakeWorker(threading.Thread):
     """One instance on a thread of its own.
 
-    `behave(worker, submit)` replaces the plain answer when given. `submits` and `cancels` record what came in.
+    `behave(worker, submit)` replaces the plain answer when given. `submits`, `cancels` and `keeps` record what came in,
+    `repaired` what was said again, `expired` the attempts that nobody asked for during a lease.
     """
 
     def __init__(
@@ -48,12 +76,14 @@ class FakeWorker(threading.Thread):
         incarnation: int = 1,
         behave: Callable[[FakeWorker, Submit], None] | None = None,
         max_model_len: int = 512,
+        lease_s: float = 600.0,
+        make_peers: Callable[[Door], MessageSender] = Peers,
         **load: object,
     ) -> None:
         super().__init__(name=name, daemon=True)
         self._door = Door(keys)
         self._mailbox = Mailbox(self._door)
-        self._peers = Peers(self._door)
+        self._peers = make_peers(self._door)
         self.gateway = gateway
         self.address = Address(name, incarnation, self._mailbox.endpoint)
         self.role = role
@@ -64,6 +94,12 @@ class FakeWorker(threading.Thread):
         self.beating = True
         self.submits: list[Submit] = []
         self.cancels: list[str] = []
+        self.keeps: list[Keep] = []
+        self.repaired: list[TokenItem | Failed] = []
+        self.expired: list[str] = []
+        self.told: dict[str, Told] = {}
+        self._lease_s = lease_s
+        self._beats = 0
         self._todo: deque[Callable[[], None]] = deque()
         self._dead = threading.Event()
         self.start()
@@ -73,19 +109,60 @@ class FakeWorker(threading.Thread):
         while not self._dead.is_set():
             self._mailbox.wait(BEAT_S / 2)
             if self.beating and time.monotonic() >= next_beat_s:
+                self._beats += 1
                 self._peers.send(self.gateway.mailbox, self.heartbeat())
                 next_beat_s = time.monotonic() + BEAT_S
             while self._todo:
                 self._todo.popleft()()
             while not self._dead.is_set() and (message := self._mailbox.receive()) is not None:
-                if isinstance(message, Submit):
-                    self.submits.append(message)
-                    self.behave(self, message)
-                elif isinstance(message, Cancel):
-                    self.cancels.append(message.attempt)
+                self._handle(message)
+            self._expire()
         self._peers.close()
         self._mailbox.close()
         self._door.close()
+
+    def _handle(self, message: object) -> None:
+        if isinstance(message, Submit):
+            if message.attempt not in self.told:  # a repeated one, or one that its end overtook, changes nothing
+                self.told[message.attempt] = Told(time.monotonic())
+                self.submits.append(message)
+                self.behave(self, message)
+        elif isinstance(message, Cancel):
+            self.told.setdefault(message.attempt, Told(time.monotonic())).over = True
+            self.cancels.append(message.attempt)
+        elif isinstance(message, Keep):
+            self.keeps.append(message)
+            for wanted in message.wanted:
+                self._repair(message.gateway, wanted)
+
+    def _repair(self, gateway: Address, wanted: Wanted) -> None:
+        told = self.told.setdefault(wanted.attempt, Told(time.monotonic(), known=False))
+        told.asked_s = time.monotonic()
+        if not told.known:
+            told.messages = [
+                Failed(worker=self.address, attempt=wanted.attempt, code=AttemptLost.code, message="never heard of it")
+            ]
+            told.by_last_keep = 1
+        due = told.messages[: told.by_last_keep]
+        told.by_last_keep = len(told.messages)
+        items = [said for said in due if isinstance(said, TokenItem) and said.position + len(said.tokens) > wanted.position]
+        failures = [said for said in due if isinstance(said, Failed)]
+        if items:
+            self._peers.send(gateway.mailbox, Tokens(worker=self.address, items=tuple(items)))
+        for failed in failures:
+            self._peers.send(gateway.mailbox, failed)
+        self.repaired += items + failures
+
+    def _expire(self) -> None:
+        for attempt, told in self.told.items():
+            if not told.over and time.monotonic() - told.asked_s > self._lease_s:
+                told.over = True
+                self.expired.append(attempt)
+
+    @property
+    def working(self) -> list[str]:
+        """Attempts that the gateway neither cancelled nor ceased to ask for."""
+        return [attempt for attempt, told in self.told.items() if not told.over]
 
     def heartbeat(self) -> Heartbeat:
         return Heartbeat(
@@ -100,7 +177,7 @@ class FakeWorker(threading.Thread):
             max_num_seqs=64,
             kv_endpoint="127.0.0.1:1",
             cost=CostModel(),
-            load=Load(**{"free_blocks": 1000, **self.load}),
+            load=Load(**{"free_blocks": 1000, "steps": self._beats, **self.load}),
             node="node-a",
         )
 
@@ -130,10 +207,15 @@ class FakeWorker(threading.Thread):
         return len(submit.tokens) // 4 - submit.prompt_tokens
 
     def send(self, *items: TokenItem, worker: Address | None = None) -> None:
+        for item in items:
+            if worker is None and item.attempt in self.told:
+                self.told[item.attempt].messages.append(item)
         self._peers.send(self.gateway.mailbox, Tokens(worker=worker or self.address, items=items))
 
     def fail(self, submit: Submit, code: str, message: str = "scripted") -> None:
-        self._peers.send(self.gateway.mailbox, Failed(worker=self.address, attempt=submit.attempt, code=code, message=message))
+        failed = Failed(worker=self.address, attempt=submit.attempt, code=code, message=message)
+        self.told[submit.attempt].messages.append(failed)
+        self._peers.send(self.gateway.mailbox, failed)
 
     def positions(self, submit: Submit) -> range:
         """Output positions that are this worker's to produce."""

@@ -86,6 +86,16 @@ def test_a_gap_is_known_until_it_closes_or_a_new_attempt_begins():
     assert reader.next_position == 1
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.integers(0, 30), st.integers(1, 4), max_size=15), st.integers(0, 30))
+def test_what_is_missing_is_the_first_position_that_no_item_brought(items, position):
+    reader = TokenReader([], TextOptions(decode))
+    for start, count in items.items():
+        reader.take(WORKER, item("a" * 40, start, count, 99))
+    here = {at for start, count in items.items() for at in range(start, start + count)}
+    assert reader.missing_from(position) == min(at for at in range(position, 99) if at not in here)
+
+
 def test_logprobs_and_reports_stay_with_their_tokens():
     reader = TokenReader([], TextOptions(decode))
     marks = tuple(TokenLogprobs(logprob=-float(index)) for index in range(4))

@@ -225,7 +225,7 @@ def test_a_failed_transfer_falls_back_to_prefilling_where_it_decodes(stage):
     stage.until(lambda: stage.workers[0].cancels == [d0.submits[0].attempt])
 
 
-@pytest.mark.parametrize(("code", "status"), [("overloaded", 429), ("unavailable", 503), ("engine_fault", 500)])
+@pytest.mark.parametrize(("code", "status"), [("overloaded", 429), ("worker_lost", 503), ("engine_fault", 500)])
 def test_a_stream_that_fails_before_its_first_token_is_an_ordinary_error_answer(stage, code, status):
     stage.worker("m0", behave=lambda worker, submit: worker.fail(submit, code, "because"))
     response = complete(stage, stream=True)

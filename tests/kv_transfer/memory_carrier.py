@@ -1,12 +1,12 @@
 """A carrier within one process: payloads stay in buffers that both ends see, as they do in shared memory.
 
-It proves that nothing but the inline carrier counts on payloads travelling on the stream; and its buffers can be damaged.
+It proves that nothing but the inline carrier counts on payloads travelling on the stream.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from core.errors import TransferError
 from kv_transfer.carrier import CarrierUnavailable, Tell
@@ -32,12 +32,9 @@ class Channel:
 
 
 class MemoryCarrier:
-    """`damage(payload)` is called on each payload between its digest and its departure."""
-
     name = "memory"
 
-    def __init__(self, damage: Callable[[memoryview], None] = lambda payload: None) -> None:
-        self.damage = damage
+    def __init__(self) -> None:
         self._channels: dict[bytes, Channel] = {}
 
     def offer(self, piece_bytes: int) -> MemoryOffer:
@@ -58,7 +55,7 @@ class MemoryOffer:
         self._carrier, self.details, self._channel = carrier, name, channel
 
     def settle(self, connection: Connection, details: bytes) -> MemoryOutgoing:
-        return MemoryOutgoing(connection, self._channel, self._carrier.damage)
+        return MemoryOutgoing(connection, self._channel)
 
     def withdraw(self) -> None:
         self._carrier._channels.pop(self.details, None)
@@ -78,8 +75,8 @@ class MemoryAcceptance:
 
 
 class MemoryOutgoing:
-    def __init__(self, connection: Connection, channel: Channel, damage: Callable[[memoryview], None]) -> None:
-        self._connection, self._channel, self._damage = connection, channel, damage
+    def __init__(self, connection: Connection, channel: Channel) -> None:
+        self._connection, self._channel = connection, channel
         self._held: list[int] = []
 
     def room(self, size: int) -> memoryview:
@@ -92,7 +89,6 @@ class MemoryOutgoing:
 
     def ship(self, head: Sequence[Buffer], payload: memoryview, tail: Sequence[Buffer] = ()) -> None:
         slot = self._held.pop(0)
-        self._damage(payload)
         self._connection.send([*head, bytes([slot]), *tail])
 
     def discard(self, payload: memoryview) -> None:

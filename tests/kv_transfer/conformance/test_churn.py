@@ -9,18 +9,13 @@ import threading
 import numpy as np
 import pytest
 
-from core.clock import MonotonicClock
 from core.layout import LayerShape
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
-from kv_transfer.receiver import KVReceiver
-from kv_transfer.sender import KVSender
 from kv_transfer.sessions import SendSession
-from kv_transfer.transport import Transport
-from kv_transfer.transports.fault import Delay, Drop, Duplicate, Fault, FaultTransport, FlipBit, Message, Reorder, Truncate
-from kv_transfer.transports.inproc import InprocTransport
-from kv_transfer.transports.tcp import TcpTransport
-from tests.kv_transfer.rig import SECRET, layout
+from kv_transfer.transports.fault import Delay, Drop, Duplicate, Fault, FlipBit, Message, Reorder, Truncate
+from tests.kv_transfer.conformance.ways import Way, Wires, over_all_ways
+from tests.kv_transfer.rig import layout
 
 SHAPE = [LayerShape(2, 64, 64)] * 3
 SOURCE_SIZE, TARGET_SIZE, BLOCKS_EACH, LANES = 8, 16, 2, 3
@@ -34,7 +29,7 @@ class Churn:
     Every attempt's KV is one byte value all over, so that a late write of an earlier attempt shows.
     """
 
-    def __init__(self, dialling: Transport, listening: Transport, seed: int) -> None:
+    def __init__(self, wires: Wires, seed: int) -> None:
         self.dice = random.Random(seed)
         self.source = ByteStore(layout(SOURCE_SIZE, shapes=SHAPE), 256 * 3)
         for key, value in self.source.pages:
@@ -43,10 +38,8 @@ class Churn:
         self.target = ByteStore(layout(TARGET_SIZE, shapes=SHAPE), LANES * BLOCKS_EACH)
         self.ended: dict[int, queue.SimpleQueue[Received | Broken]] = {}
         self.sent: list[Delivered | SendFailed] = []
-        self.receiver = KVReceiver(
-            self.target, listening, SECRET, "m", 1, MonotonicClock(), lambda event: self.ended[event.grant].put(event)
-        )
-        self.sender = KVSender(self.source, dialling, SECRET, "m", 1, MonotonicClock(), self.sent.append)
+        self.receiver = wires.receiver(self.target, lambda event: self.ended[event.grant].put(event))
+        self.sender = wires.sender(self.source, self.sent.append)
         self.wrong: list[str] = []
         self.received = self.taken_back = 0
         self.count = threading.Lock()
@@ -114,16 +107,17 @@ class Churn:
                     self.wrong.append(f"grant {grant} holds bytes of another")
 
 
-def test_blocks_that_change_hands_never_hold_another_attempts_bytes() -> None:
-    wires = TcpTransport()
-    churn = Churn(wires, wires, seed=5)
+@over_all_ways
+def test_blocks_that_change_hands_never_hold_another_attempts_bytes(way: Way) -> None:
+    churn = Churn(way.wires(), seed=5)
     churn.run()
     assert churn.received > 10
     assert churn.taken_back > 10
 
 
+@over_all_ways
 @pytest.mark.parametrize("seed", [1, 2])
-def test_nor_on_a_wire_that_loses_damages_doubles_swaps_and_cuts(seed: int) -> None:
+def test_nor_on_a_wire_that_loses_damages_doubles_swaps_and_cuts(way: Way, seed: int) -> None:
     def plan(message: Message) -> Fault | None:
         # The handshake goes through, so that faults meet frames; the choice depends on nothing but the message.
         dice = random.Random(f"{seed} {message}")
@@ -132,7 +126,6 @@ def test_nor_on_a_wire_that_loses_damages_doubles_swaps_and_cuts(seed: int) -> N
         faults = [Drop(), Duplicate(), Reorder(), FlipBit(dice.randrange(10_000)), Truncate(dice.randrange(3000)), Delay(0.01)]
         return dice.choice(faults)
 
-    wires = FaultTransport(InprocTransport(), plan)
-    churn = Churn(wires, wires, seed)
+    churn = Churn(way.wires(plan), seed)
     churn.run()
     assert churn.received > 5
