@@ -68,7 +68,7 @@ class RefusedSession:
     grant: int
     ended: bool = True
 
-    def push(self, layer: int, start: int, count: int) -> None:
+    def push(self, layer: int, start: int, count: int, fence: Fence | None = None) -> None:
         pass
 
     def finish(self, tail: bytes) -> None:

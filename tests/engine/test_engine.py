@@ -10,8 +10,8 @@ from core.cost import CostModel
 from core.errors import ContextLengthExceeded, EngineFault, InvalidRequest, Overloaded, ProtocolError
 from core.request import FinishReason
 from core.sampling import SamplingParams
-from engine.decision import Part
 from engine.admission import Admission, AdmissionKind
+from engine.decision import Part
 from engine.engine import Engine
 from engine.plan import Drawn, Handle, StepPlan, StepResult
 from engine.sequence import NewToken, Sequence, Status

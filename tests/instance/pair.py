@@ -60,9 +60,7 @@ class Side:
         self.decode = DecodeWorker(
             self.engine, self.receiver, self.book, peers, self.address, timeline, LEASE_S, max_waiting_tokens
         )
-        self.loop = EngineLoop(
-            self.engine, self.mailbox, self.book, self.prefill, self.decode, role, timeline, lambda: None
-        )
+        self.loop = EngineLoop(self.engine, self.mailbox, self.book, self.prefill, self.decode, role, timeline, lambda: None)
         self.turns = 0
         self.dead = False
         self._post_to = pair.post

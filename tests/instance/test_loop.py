@@ -67,9 +67,7 @@ class Rig:
         self.book = AttemptBook(ME, Outbox(ME, self.peers, clock), self.peers, clock, LEASE_S)
         self.prefill = PrefillWorker(self.engine, self.sender, self.book, clock)
         self.decode = DecodeWorker(self.engine, self.receiver, self.book, self.peers, ME, clock, LEASE_S, 1 << 20)
-        self.loop = EngineLoop(
-            self.engine, self.mailbox, self.book, self.prefill, self.decode, role, clock, lambda: None
-        )
+        self.loop = EngineLoop(self.engine, self.mailbox, self.book, self.prefill, self.decode, role, clock, lambda: None)
 
     def turn(self, *messages: Message) -> float:
         self.mailbox.put(*messages)
@@ -123,7 +121,10 @@ def test_a_flood_of_submits_stops_neither_steps_nor_renewals_nor_leases() -> Non
     assert turns >= 0.8 * 1000 * 1e-3 / MAIL_BUDGET_S
     assert len(rig.tokens()) >= 148  # all that it was to write
     assert renewed_s
-    assert max(later - earlier for earlier, later in zip([0.0, *renewed_s], [*renewed_s, rig.clock.now()], strict=True)) < LEASE_S / 2
+    assert (
+        max(later - earlier for earlier, later in zip([0.0, *renewed_s], [*renewed_s, rig.clock.now()], strict=True))
+        < LEASE_S / 2
+    )
 
 
 def test_a_turn_takes_no_more_mail_than_its_budget_lasts_and_comes_back_at_once() -> None:

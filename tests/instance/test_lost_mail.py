@@ -16,6 +16,7 @@ from kv_transfer.events import Delivered
 from mail.faults import Delay, Drop, Duplicate, Fault, Letter, Reorder
 from tests.instance.pair import LEASE_S, Pair, Stream
 
+
 @dataclass(frozen=True)
 class Hit:
     """What a fault applies to: messages of a type, from a sender, to a receiver, that `match`."""

@@ -33,7 +33,11 @@ class PairMachine(RuleBasedStateMachine):
                 return fault
         return None
 
-    @rule(prompt=st.sampled_from([1, 4, 9, 20]), max_tokens=st.sampled_from([1, 2, 8, 40]), way=st.sampled_from(["to", "fro", "local"]))
+    @rule(
+        prompt=st.sampled_from([1, 4, 9, 20]),
+        max_tokens=st.sampled_from([1, 2, 8, 40]),
+        way=st.sampled_from(["to", "fro", "local"]),
+    )
     def submit(self, prompt: int, max_tokens: int, way: str) -> None:
         first, second = self.pair.prefill.address, self.pair.decode.address
         prefill, decode = {"to": (first, second), "fro": (second, first), "local": (None, second)}[way]
@@ -82,5 +86,8 @@ class PairMachine(RuleBasedStateMachine):
 
 TestPairMachine = PairMachine.TestCase
 TestPairMachine.settings = settings(
-    max_examples=60, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=60,
+    stateful_step_count=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
