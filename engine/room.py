@@ -55,7 +55,7 @@ class Room:
         return max(0, self.wanted(sequence) - len(sequence.blocks))
 
     def give_up(self, blocks: int) -> None:
-        """So many blocks need not be kept any longer: whoever they were kept for is gone, or served."""
+        """So many blocks need not be kept any longer: whoever they were kept for is gone."""
         self._given_up += blocks
 
     def take(self, claim: Sequence, writers: Iterable[Sequence], passed_blocks: int) -> bool:
@@ -68,7 +68,7 @@ class Room:
         fit = self._blocks.fit(claim, spare)
         if fit.lacking == 0:
             self._blocks.give(claim, fit.matched)
-            self._refusal = None
+            self._refusal = None  # it may have been about somebody who passed this claim
             return True
         self._refusal = _Refusal(claim, fit.lacking, self._ever_given_up(), fit.next_content)
         return False

@@ -196,7 +196,6 @@ class Scheduler:
     def _enter_blocks(self, claim: Sequence, budget: int, parts: list[Part]) -> int:
         """A claim has its blocks. Returns how many tokens of it the next step computes."""
         self._waiting.remove(claim.sequence_id)
-        self._room.give_up(self._room.wanted(claim))
         self._stalled = False
         if claim.preemptions == 0:
             claim.cached_tokens = claim.computed_tokens

@@ -47,10 +47,6 @@ class Life:
     admitted: bool = False
     pinned: bool = False
 
-    @property
-    def ticket(self) -> int:
-        return self.sequence.ticket
-
 
 class EngineMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
@@ -173,18 +169,19 @@ class EngineMachine(RuleBasedStateMachine):
         for life in self.lives.values():
             if life.sequence.hold:
                 assert life.admitted == bool(life.sequence.blocks)
-        self.nobody_waits_for_nothing()
+        if not self.engine.in_flight:
+            assert not (self.waits_for_nothing() and self.oldest().incoming)
 
-    def nobody_waits_for_nothing(self) -> None:
-        """With nothing in flight, the oldest of all lives has blocks, or somebody will free his without help from outside, or
-        needs nothing but a step."""
-        if self.engine.in_flight or not self.lives:
-            return
-        oldest = min(self.lives.values(), key=lambda life: life.ticket).sequence
-        reading_or_writing = self.of(Status.RUNNING, Status.READY, Status.RESERVED) or [
-            life for life in self.of(Status.HELD) if life.pinned
-        ]
-        assert oldest.blocks or reading_or_writing or not oldest.incoming or self.engine.has_work
+    def oldest(self) -> Sequence:
+        return min((life.sequence for life in self.lives.values()), key=lambda born: born.ticket)
+
+    def waits_for_nothing(self) -> bool:
+        """Whether the oldest has no blocks though nobody here is going to free his without help from other engines."""
+        if not self.lives or self.oldest().blocks:
+            return False
+        return not self.of(Status.RUNNING, Status.READY, Status.RESERVED) and not any(
+            life.pinned for life in self.of(Status.HELD)
+        )
 
     @precondition(lambda self: self.of(Status.RUNNING, Status.HELD, Status.WAITING))
     @rule(data=st.data())
@@ -250,13 +247,13 @@ class EngineMachine(RuleBasedStateMachine):
     def step_once(self) -> None:
         """As a worker does: only when the engine says that there is work."""
         if not self.engine.has_work:
-            assert not self.lives or self.kept(), "no blocks are kept, and yet the living have no work"
+            assert not self.waits_for_nothing(), "there is no work, and yet the oldest could go on"
             return
         output = self.engine.step()
         assert output.failed == ()
         if not output.parts:
             assert output.tokens == ()
-            assert not self.lives or self.kept(), "no blocks are kept, and yet there was nothing to compute"
+            assert not self.waits_for_nothing(), "there was nothing to compute, and yet the oldest could go on"
             return
         self.check_parts(output.parts)
         self.take(output.tokens)
@@ -291,9 +288,6 @@ class EngineMachine(RuleBasedStateMachine):
                 assert life.sequence.computed_tokens == len(life.sequence.tokens) - 1
             elif new.finish is not None:
                 self.bury(life)
-
-    def kept(self) -> bool:
-        return bool(self.of(Status.HELD, Status.RESERVED))
 
     def check_parts(self, parts: tuple[Part, ...]) -> None:
         assert 0 < sum(part.count for part in parts) <= self.budget

@@ -446,13 +446,45 @@ def test_nobody_loses_blocks_while_somebody_will_free_his_by_himself(busy: str) 
         granted(it, other)
         it.activate(other) if busy == "ready" else None
     it.take_admissions()
-    claim = prompt("claim", 17, max_tokens=1, ticket=3)
-    it.reserve(claim)
+    it.reserve(prompt("claim", 17 if busy == "in flight" else 16, max_tokens=1, ticket=3))
     it.admit(may_preempt=busy != "in flight")
     assert it.take_admissions() == ()
     assert victim.status is Status.HELD
     if busy == "in flight":
         assert said(it) == [(TAKEN_BACK, "victim"), (GRANTED, "claim")]
+
+
+def test_nobody_loses_blocks_to_a_claim_that_passes_an_older_one() -> None:
+    it = scheduler(8)
+    held(it, prompt("held", 24, hold=True, ticket=5))
+    it.add(prompt("next", 8, max_tokens=1, ticket=1))
+    it.reserve(prompt("reserved", 12, max_tokens=1, ticket=2))
+    assert said(it) == []
+    assert shape(it.schedule()) == [("next", 0, 8, True)]
+
+
+def test_room_kept_for_whoever_gives_way_is_room_for_others() -> None:
+    it = scheduler(8, headroom_tokens=16)
+    writer = started(it, prompt("writer", 4, max_tokens=17, ticket=8))
+    it.reserve(prompt("claim", 24, max_tokens=1, ticket=5))
+    assert said(it) == []
+    assert it._preempt() is writer
+    assert said(it) == [(GRANTED, "claim")]
+
+
+def test_room_kept_for_whoever_is_passed_is_room_for_others_once_that_is_served() -> None:
+    it = scheduler(16, max_num_seqs=1, max_num_batched_tokens=32, prefix_cache=True)
+    cached = held(it, prompt("cached", 16, hold=True, ticket=1))
+    it.blocks.register(cached, 0)
+    running = sequence("running", [40] * 4, 8, ticket=1)
+    it.add(running)
+    apply(it.schedule())
+    it.add(prompt("passed", 17, max_tokens=1, ticket=2))
+    it.reserve(sequence("claim", [41] * 32, 1, ticket=3))
+    assert said(it) == []
+    it.remove(running)
+    assert shape(apply(it.schedule())) == [("passed", 16, 1, True)]
+    assert said(it) == [(GRANTED, "claim")]
 
 
 def test_nobody_loses_blocks_that_would_not_do() -> None:
