@@ -147,8 +147,9 @@ class Bench:
         output = self._engine.step()
         if output.failed:
             raise RuntimeError(f"a sequence failed: {output.failed[0][1]}")
-        if expected_batch is not None and (output.plan is None or output.plan.tokens != expected_batch):
-            raise RuntimeError(f"Got {output.plan and output.plan.tokens} tokens in a step but expected {expected_batch}")
+        tokens = sum(part.count for part in output.parts)
+        if expected_batch is not None and tokens != expected_batch:
+            raise RuntimeError(f"Got {tokens} tokens in a step but expected {expected_batch}")
 
     def _add(self, batch: int, prompt_tokens: int, max_tokens: int) -> list[engine_sequence.Sequence]:
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)

@@ -1,23 +1,19 @@
 """Turns a step's plan into the tensors that the model and its attention read.
 
-Building must not cost more than a sliver of a decode step, so everything is done on whole arrays, a sequence's block table is
-converted once and then only extended, and on a GPU all integers travel in one copy.
+Building must not cost more than a sliver of a decode step, so everything is done on whole arrays, block tables are kept from
+step to step (`engine.runner_rows`), and on a GPU all integers travel in one copy.
 """
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from engine.attention.base import AttentionBatch
-from engine.plan import StepPlan
-from engine.sequence import Sequence
-
-_Ints = npt.NDArray[np.int32]
+from engine.plan import Scheduled, StepPlan
+from engine.runner_rows import Ints, RunnerRows, to_device
 
 
 @dataclass(frozen=True)
@@ -26,7 +22,7 @@ class StepBatch:
 
     Attributes:
         input_ids, position_ids: int64 `[1, T]`, all sequences packed.
-        sample_rows: int64 `[n]`, the rows whose logits are wanted, in order of the plan's sampling entries.
+        sample_rows: int64 `[n]`, the rows of `[T, ...]` whose logits are wanted, in order of the plan's sampling entries.
     """
 
     input_ids: torch.Tensor
@@ -37,55 +33,78 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class StepArrays:
-    """One step on the host: the contents of a `StepBatch`, all int32. `T` tokens of `S` sequences, `n` of which sample."""
+    """One step on the host, all int32. `T` tokens of `S` rows, `n` of which sample.
 
-    tokens: _Ints
-    positions: _Ints
-    slots: _Ints
-    sample_rows: _Ints
-    query_start: _Ints
-    context_lens: _Ints
-    block_tables: _Ints
+    `tokens[T]` is -1 where the runner drew the token itself; `drawn_places` and `drawn_rows` say where those are and whose.
+    The rest is what `StepBatch` and `AttentionBatch` hold.
+    """
+
+    tokens: Ints
+    positions: Ints
+    slots: Ints
+    sample_rows: Ints
+    query_start: Ints
+    context_lens: Ints
+    block_tables: Ints
+    drawn_places: Ints
+    drawn_rows: Ints
 
 
-class _Table:
-    """One sequence's blocks as an array that grows with it."""
+def step_arrays(plan: StepPlan, rows: RunnerRows, block_size: int) -> StepArrays:
+    """What a step's tensors contain. Every row must have blocks for the tokens scheduled."""
+    scheduled = plan.scheduled
+    numbers, starts, counts, samples = _columns(scheduled)
+    query_start = np.zeros(len(scheduled) + 1, dtype=np.int32)
+    np.cumsum(counts, out=query_start[1:])
+    context_lens = starts + counts
+    width = int(rows.widths[numbers].max())
+    tables = rows.tables[numbers, :width]
+    if len(scheduled) == query_start[-1]:
+        places, positions = np.arange(len(scheduled), dtype=np.int32), starts
+    else:
+        places = np.repeat(np.arange(len(scheduled), dtype=np.int32), counts)
+        positions = np.arange(query_start[-1], dtype=np.int32) + np.repeat(starts - query_start[:-1], counts)
+    slots = tables[places, positions // block_size] * block_size + positions % block_size
+    tokens = _known_tokens(scheduled, rows, query_start, starts, numbers)
+    drawn = np.flatnonzero(tokens < 0)
+    parts = [tokens, positions, slots, query_start[1:][samples] - 1, query_start, context_lens, tables]
+    parts += [drawn, numbers[places[drawn]]]
+    return StepArrays(*(part.astype(np.int32, copy=False) for part in parts))
 
-    def __init__(self) -> None:
-        self.blocks: _Ints = np.zeros(8, dtype=np.int32)
-        self.count = 0
-        self.preemptions = -1
 
-    def update(self, sequence: Sequence) -> None:
-        blocks, known = sequence.blocks, self.count
-        if (
-            self.preemptions != sequence.preemptions
-            or known > len(blocks)
-            or (known > 0 and self.blocks[known - 1] != blocks[known - 1])
-        ):
-            known, self.preemptions = 0, sequence.preemptions
-        if len(blocks) > len(self.blocks):
-            grown = np.zeros(2 * len(blocks), dtype=np.int32)
-            grown[:known] = self.blocks[:known]
-            self.blocks = grown
-        if len(blocks) > known:
-            self.blocks[known : len(blocks)] = blocks[known:]
-        self.count = len(blocks)
+def _columns(scheduled: tuple[Scheduled, ...]) -> tuple[Ints, Ints, Ints, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    numbers = np.array([item.row for item in scheduled], dtype=np.int32)
+    starts = np.array([item.start for item in scheduled], dtype=np.int32)
+    counts = np.array([item.count for item in scheduled], dtype=np.int32)
+    return numbers, starts, counts, np.array([item.samples for item in scheduled], dtype=bool)
+
+
+def _known_tokens(scheduled: tuple[Scheduled, ...], rows: RunnerRows, query_start: Ints, starts: Ints, numbers: Ints) -> Ints:
+    """int32 `[T]`: the tokens that rows were admitted with, -1 for those that were drawn here."""
+    tokens = np.full(query_start[-1], -1, dtype=np.int32)
+    for index in np.flatnonzero(starts < rows.known[numbers]).tolist():
+        item, first = scheduled[index], query_start[index]
+        tokens[first : first + item.count] = rows.tokens(item.row)[item.start : item.start + item.count]
+    return tokens
 
 
 class BatchBuilder:
-    """Builds batches for one engine. Remembers block tables of living sequences between steps."""
+    """Builds batches for one runner from what it keeps of its rows."""
 
-    def __init__(self, block_size: int, device: torch.device) -> None:
+    def __init__(self, block_size: int, device: torch.device, rows: RunnerRows) -> None:
         self._block_size = block_size
         self._device = device
-        self._tables: weakref.WeakKeyDictionary[Sequence, _Table] = weakref.WeakKeyDictionary()
+        self._rows = rows
 
     def build(self, plan: StepPlan) -> StepBatch:
-        """Tensors for the plan. Every sequence must have blocks for the tokens scheduled."""
-        host = self.arrays(plan)
+        """Tensors for a plan whose changes are made already."""
+        host = step_arrays(plan, self._rows, self._block_size)
         parts = [host.tokens, host.positions, host.slots, host.sample_rows, host.query_start, host.context_lens]
-        ids, place, slot, keep, start, context, table = self._to_device([*parts, host.block_tables])
+        parts += [host.block_tables, host.drawn_places, host.drawn_rows]
+        ids, place, slot, keep, start, context, table, drawn, own = to_device(parts, self._device)
+        ids = ids.long()
+        if len(host.drawn_rows):
+            ids.index_copy_(0, drawn.long(), self._rows.drawn.index_select(0, own))
         attention = AttentionBatch(
             query_start=start,
             context_lens=context,
@@ -94,49 +113,4 @@ class BatchBuilder:
             max_query_len=int(np.diff(host.query_start).max()),
             max_context_len=int(host.context_lens.max()),
         )
-        return StepBatch(ids.long()[None], place.long()[None], attention, keep.long())
-
-    def arrays(self, plan: StepPlan) -> StepArrays:
-        """What `build` puts on the device."""
-        scheduled = plan.scheduled
-        tables = self._block_tables(plan)
-        starts = np.array([item.start for item in scheduled], dtype=np.int32)
-        counts = np.array([item.count for item in scheduled], dtype=np.int32)
-        query_start = np.zeros(len(scheduled) + 1, dtype=np.int32)
-        np.cumsum(counts, out=query_start[1:])
-        if len(scheduled) == query_start[-1]:
-            tokens = np.array([item.sequence.tokens[item.start] for item in scheduled], dtype=np.int32)
-            rows, positions = np.arange(len(scheduled)), starts
-        else:
-            tokens = np.empty(query_start[-1], dtype=np.int32)
-            for first, item in zip(query_start.tolist(), scheduled, strict=False):
-                tokens[first : first + item.count] = item.sequence.tokens[item.start : item.start + item.count]
-            rows = np.repeat(np.arange(len(scheduled)), counts)
-            positions = np.arange(len(tokens), dtype=np.int32) + np.repeat(starts - query_start[:-1], counts)
-        slots = tables[rows, positions // self._block_size] * self._block_size + positions % self._block_size
-        samples = np.array([item.samples for item in scheduled], dtype=bool)
-        parts = [tokens, positions, slots, query_start[1:][samples] - 1, query_start, starts + counts, tables]
-        return StepArrays(*(part.astype(np.int32, copy=False) for part in parts))
-
-    def _block_tables(self, plan: StepPlan) -> _Ints:
-        """int32 `[S, widest]`, padded with 0."""
-        tables = []
-        for item in plan.scheduled:
-            table = self._tables.get(item.sequence)
-            if table is None:
-                table = self._tables[item.sequence] = _Table()
-            table.update(item.sequence)
-            tables.append(table)
-        width = max(table.count for table in tables)
-        matrix = np.zeros((len(tables), width), dtype=np.int32)
-        for row, table in zip(matrix, tables, strict=True):
-            row[: table.count] = table.blocks[: table.count]
-        return matrix
-
-    def _to_device(self, arrays: list[_Ints]) -> list[torch.Tensor]:
-        if self._device.type == "cpu":
-            return [torch.from_numpy(array) for array in arrays]
-        packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays])).pin_memory()
-        whole = packed.to(self._device, non_blocking=True)
-        pieces = torch.split(whole, [array.size for array in arrays])
-        return [piece.view(array.shape) for piece, array in zip(pieces, arrays, strict=True)]
+        return StepBatch(ids[None], place.long()[None], attention, keep.long())

@@ -1,9 +1,10 @@
 """Decode steps recorded once and replayed: one launch in place of the hundreds that a forward pass makes one by one.
 
 A step in which every sequence computes one token and samples has shapes that depend on the number of sequences alone. So one
-graph is recorded per *bucket* of that number, largest first, over memory that never moves; a step copies its integers there
-in one piece, padded to the next bucket, replays, and reads its logits from a buffer. Sampling stays outside. Prefill and
-mixed steps, and decode steps beyond the largest bucket, are not taken and run eagerly.
+graph is recorded per *bucket* of that number, largest first, over memory that never moves; a step copies three integers a
+sequence there (its row, its position, and its token where the device did not draw it itself), padded to the next bucket, replays,
+and reads its logits from a buffer. Block tables stay on the device from step to step, and only what changes of them is copied.
+Sampling stays outside. Prefill and mixed steps, and decode steps beyond the largest bucket, are not taken and run eagerly.
 
 Invariants:
 - A padding row computes token 0 at position 0, writes its KV into the scratch block that no sequence owns, and attends to
@@ -13,8 +14,8 @@ Invariants:
 
 Graphs in buckets over static buffers are what vLLM, SGLang and nano-vllm do; the memory pool that graphs share is PyTorch's.
 
-Neighbours: `engine.batch` builds the integers, `engine.torch_runner` supplies the forward pass and decides who may be
-recorded.
+Neighbours: `engine.runner_rows` has what is known of rows, `engine.torch_runner` supplies the forward pass and decides who may
+be recorded.
 
 What has run where: all but `CudaRecorder` runs in tests on CPUs, through whole engines, with recorders that call the step
 again or repeat it tensor operation by tensor operation. `CudaRecorder`, and the CUDA attention backends inside a graph, have
@@ -28,17 +29,19 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine.attention.base import AttentionBatch
-from engine.batch import BatchBuilder, StepArrays, StepBatch
+from engine.batch import StepBatch
 from engine.plan import StepPlan
+from engine.runner_rows import RunnerRows, to_device
 
 MAX_BUCKET = 512
 """Larger batches keep the device busy without help."""
 
 _WARM_UPS = 2
-_ROW_INTS = 4
+_ROW_INTS = 3
 
 Replay = Callable[[], None]
 Forward = Callable[[StepBatch], torch.Tensor]
@@ -95,6 +98,7 @@ class Limits:
 
     Attributes:
         batch: sequences in a step.
+        rows: rows that there may be. The one after them is that of padding.
         table_width: blocks of a sequence.
         context_len: tokens of a sequence.
         block_size: tokens of a block.
@@ -102,6 +106,7 @@ class Limits:
     """
 
     batch: int
+    rows: int
     table_width: int
     context_len: int
     block_size: int
@@ -109,47 +114,68 @@ class Limits:
 
 
 class StaticInputs:
-    """A step's integers at fixed addresses.
+    """A step's integers at fixed addresses, and the block tables of all rows.
 
-    A bucket of `b` uses the first `b * (4 + table_width)` of them: tokens, positions, slots, context lengths, block tables.
+    A bucket of `b` uses the first `3 * b` of the integers: tokens (-1 where `drawn` has it), positions, rows.
+
+    Args:
+        drawn: int64 `[rows + 1]`, the token drawn last for each row; see `RunnerRows`.
     """
 
-    def __init__(self, limits: Limits, device: torch.device) -> None:
+    def __init__(self, limits: Limits, device: torch.device, drawn: torch.Tensor) -> None:
         self._limits = limits
         self._device = device
-        self._ints = torch.zeros(limits.batch * (_ROW_INTS + limits.table_width), dtype=torch.int32, device=device)
+        self.drawn = drawn
+        self._ints = torch.zeros(limits.batch * _ROW_INTS, dtype=torch.int32, device=device)
+        shape = limits.rows + 1, limits.table_width
+        self._tables = torch.full(shape, limits.scratch_block, dtype=torch.int32, device=device)
         self._query_start = torch.arange(limits.batch + 1, dtype=torch.int32, device=device)
         self._sample_rows = torch.arange(limits.batch, device=device)
 
     def batch(self, bucket: int) -> StepBatch:
-        """What the model reads. To be called inside a recording: it converts ids, positions and slots to int64."""
-        tokens, positions, slots, contexts = self._ints[: _ROW_INTS * bucket].view(_ROW_INTS, bucket)
+        """What the model reads. To be called inside a recording: it looks up tables and drawn tokens."""
+        tokens, positions, rows = self._ints[: _ROW_INTS * bucket].view(_ROW_INTS, bucket)
+        rows, places, size = rows.long(), positions.long(), self._limits.block_size
+        ids = torch.where(tokens < 0, self.drawn.index_select(0, rows), tokens.long())
+        tables = self._tables.index_select(0, rows)
+        blocks = tables.gather(1, places.div(size, rounding_mode="floor")[:, None])[:, 0].long()
         attention = AttentionBatch(
             query_start=self._query_start[: bucket + 1],
-            context_lens=contexts,
-            block_tables=self._ints[_ROW_INTS * bucket : self._size(bucket)].view(bucket, -1),
-            slots=slots.long(),
+            context_lens=positions + 1,
+            block_tables=tables,
+            slots=blocks * size + places.remainder(size),
             max_query_len=1,
             max_context_len=self._limits.context_len,
         )
-        return StepBatch(tokens.long()[None], positions.long()[None], attention, self._sample_rows[:bucket])
+        return StepBatch(ids[None], places[None], attention, self._sample_rows[:bucket])
 
-    def load(self, bucket: int, step: StepArrays | None = None) -> None:
-        """Copy a step of up to `bucket` sequences in, and padding for the rest; None is all padding."""
-        host = torch.empty(self._size(bucket), dtype=torch.int32, pin_memory=self._device.type == "cuda")
-        ints, limits = host.numpy(), self._limits
-        rows, tables = ints[: _ROW_INTS * bucket].reshape(_ROW_INTS, bucket), ints[_ROW_INTS * bucket :].reshape(bucket, -1)
-        rows[:] = np.array([[0], [0], [limits.scratch_block * limits.block_size], [1]])
-        tables.fill(limits.scratch_block)
+    def load(self, bucket: int, step: npt.NDArray[np.int32] | None = None) -> None:
+        """Copy the integers `[3, n]` of up to `bucket` sequences in, and padding for the rest; None is all padding."""
+        host = torch.empty((_ROW_INTS, bucket), dtype=torch.int32, pin_memory=self._device.type == "cuda")
+        ints, live = host.numpy(), 0
         if step is not None:
-            count, width = step.block_tables.shape
-            rows[:, :count] = step.tokens, step.positions, step.slots, step.context_lens
-            own = np.arange(width) * limits.block_size < step.context_lens[:, None]
-            np.copyto(tables[:count, :width], step.block_tables, where=own)
-        self._ints[: len(ints)].copy_(host, non_blocking=True)
+            live = step.shape[1]
+            ints[:, :live] = step
+        ints[:, live:] = np.array([[0], [0], [self._limits.rows]])
+        self._ints[: host.numel()].copy_(host.view(-1), non_blocking=True)
 
-    def _size(self, bucket: int) -> int:
-        return bucket * (_ROW_INTS + self._limits.table_width)
+    def follow(self, plan: StepPlan) -> None:
+        """Make a plan's changes to block tables, and no others."""
+        limits = self._limits
+        fresh = [admitted.row for admitted in plan.admitted if admitted.row < limits.rows]
+        places: list[int] = []
+        blocks: list[int] = []
+        for added in plan.blocks:
+            own = added.blocks[: max(0, limits.table_width - added.at)] if added.row < limits.rows else ()
+            first = added.row * limits.table_width + added.at
+            places.extend(range(first, first + len(own)))
+            blocks.extend(own)
+        if not fresh and not places:
+            return
+        changes = [np.array(part, dtype=np.int32) for part in (fresh, places, blocks)]
+        rows, where, what = to_device(changes, self._device)
+        self._tables.index_fill_(0, rows.long(), limits.scratch_block)
+        self._tables.view(-1).index_copy_(0, where.long(), what)
 
 
 class RecordedDecode:
@@ -157,17 +183,18 @@ class RecordedDecode:
 
     Args:
         forward: the model over a cache that has the scratch block. Runs once per recording and never in a step.
-        builder: the engine's own, which knows the block tables of living sequences.
+        rows: the runner's own. Room is made in it for `limits.rows`.
 
     Raises:
         RuntimeError: see `Recorder.record`.
     """
 
-    def __init__(self, forward: Forward, builder: BatchBuilder, limits: Limits, device: torch.device, recorder: Recorder) -> None:
-        self._builder = builder
+    def __init__(self, forward: Forward, rows: RunnerRows, limits: Limits, device: torch.device, recorder: Recorder) -> None:
+        rows.reserve(limits.rows + 1)
+        self._rows = rows
         self._limits = limits
         self.buckets = batch_buckets(limits.batch)
-        self._inputs = StaticInputs(limits, device)
+        self._inputs = StaticInputs(limits, device, rows.drawn)
         self._inputs.load(1)
         sample = forward(self._inputs.batch(1))
         self._logits = sample.new_empty((limits.batch, sample.shape[1]))
@@ -178,21 +205,35 @@ class RecordedDecode:
 
     def bucket_for(self, plan: StepPlan) -> int | None:
         """The bucket that the plan is padded to, None if it is not one that was recorded."""
-        scheduled, width = plan.scheduled, self._limits.table_width
-        if len(scheduled) > self._limits.batch:
+        scheduled, limits = plan.scheduled, self._limits
+        if len(scheduled) > limits.batch or self._rows.drawn is not self._inputs.drawn:
             return None
-        if not all(item.count == 1 and item.samples and len(item.sequence.blocks) <= width for item in scheduled):
+        if not all(item.count == 1 and item.samples and item.row < limits.rows for item in scheduled):
+            return None
+        if self._rows.widths[[item.row for item in scheduled]].max() > limits.table_width:
             return None
         return next(bucket for bucket in self.buckets if bucket >= len(scheduled))
 
+    def follow(self, plan: StepPlan) -> None:
+        """Take a plan's changes in. To be called with every plan, also those that are not replayed."""
+        self._inputs.follow(plan)
+
     def logits(self, plan: StepPlan) -> torch.Tensor | None:
-        """Replay the plan: `[n, vocab]` for its `n` sequences, valid until the next step. None if it is not one to replay."""
+        """Replay a plan whose changes are made already: `[n, vocab]` for its `n` sequences, valid until the next step. None if it
+        is not one to replay."""
         bucket = self.bucket_for(plan)
         if bucket is None:
             return None
-        self._inputs.load(bucket, self._builder.arrays(plan))
+        self._inputs.load(bucket, self._integers(plan))
         self._replays[bucket]()
         return self._logits[: len(plan.scheduled)]
+
+    def _integers(self, plan: StepPlan) -> npt.NDArray[np.int32]:
+        integers = np.empty((_ROW_INTS, len(plan.scheduled)), dtype=np.int32)
+        integers[1] = [item.start for item in plan.scheduled]
+        integers[2] = [item.row for item in plan.scheduled]
+        integers[0] = self._rows.known_at(integers[2], integers[1])
+        return integers
 
     def _step(self, forward: Forward, bucket: int) -> Callable[[], None]:
         inputs, logits = self._inputs, self._logits[:bucket]

@@ -9,7 +9,7 @@ import msgspec
 from engine.sequence import Sequence
 
 
-class Part(msgspec.Struct, frozen=True, eq=False):
+class Part(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What a step computes of one sequence: tokens `[start, start + count)`; `samples` when that reaches its last token, so
     that one new token is drawn. `sequence.blocks` has room."""
 

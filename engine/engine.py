@@ -91,6 +91,10 @@ class Engine:
             config.headroom_tokens,
         )
         self._writer = PlanWriter()
+        self._vocab_size = runner.vocab_size
+        self._eos_token_ids = runner.eos_token_ids
+        self._max_model_len = runner.max_model_len
+        self._block_size = runner.layout.block_size
         self._sequences: dict[str, Sequence] = {}
         self._flying: deque[_Launched] = deque()
         self._steps = 0
@@ -107,13 +111,13 @@ class Engine:
 
     @property
     def max_model_len(self) -> int:
-        return self._runner.max_model_len
+        return self._max_model_len
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` may achieve something: steps are in flight, or one may be launched. A `launch` that finds all blocks kept
-        for transfers says no, and then there is no work until a sequence comes, goes or starts: so `while has_work: step()`
-        never spins."""
+        """Whether `step` may achieve something: steps are in flight, or one may be launched. A `launch` that finds all blocks
+        kept for transfers says no, and then there is no work until a sequence comes, goes or starts: so
+        `while has_work: step()` never spins."""
         return bool(self._flying) or self._scheduler.has_work
 
     @property
@@ -183,8 +187,8 @@ class Engine:
             ProtocolError: no such token. The grant stays.
         """
         self._outside_runner()
-        if not 0 <= token < self._runner.vocab_size:
-            raise ProtocolError(f"Got token {token} but the vocabulary ends at {self._runner.vocab_size}")
+        if not 0 <= token < self._vocab_size:
+            raise ProtocolError(f"Got token {token} but the vocabulary ends at {self._vocab_size}")
         self._wake()
         first_arrived = sequence.computed_tokens
         self._scheduler.activate(sequence)
@@ -312,7 +316,7 @@ class Engine:
     def _check(self, sequence: Sequence) -> None:
         """Refuse whatever could break a step or never end. Indexes of client-given token ids reach tensors unchecked."""
         self._outside_runner()
-        vocabulary, limit = self._runner.vocab_size, self._runner.max_model_len
+        vocabulary, limit = self._vocab_size, self._max_model_len
         sampling = sequence.sampling
         if sequence.status is not Status.WAITING or sequence.blocks or sequence.computed_tokens:
             raise ValueError(f"sequence {sequence.sequence_id} is not new: {sequence.status.value}")
@@ -377,8 +381,9 @@ class Engine:
                 failed.append(self._fail(sequence, fault))
                 continue
             computed += 1
-            sequence.computed_tokens = part.start + part.count
-            self._blocks.register(sequence, part.start)
+            end = sequence.computed_tokens = part.start + part.count
+            if end // self._block_size > part.start // self._block_size:
+                self._blocks.register(sequence, part.start)
             if draw is not None:
                 tokens.append(self._emit(sequence, draw, now_s))
         return StepOutput(tuple(tokens), tuple(failed), launched.parts, bool(failed) and not computed)
@@ -399,19 +404,20 @@ class Engine:
 
     def _append(self, sequence: Sequence, token: int) -> tuple[FinishReason | None, int | None]:
         """Add one output token; say whether it is the last, and which stop id (not an end of sequence) made it so."""
-        sampling = sequence.sampling
-        may_stop = sequence.output_tokens >= sampling.min_tokens
-        sequence.tokens.append(token)
-        if may_stop and not sampling.ignore_eos and token in self._runner.eos_token_ids:
-            return FinishReason.STOP, None
-        if may_stop and token in sampling.stop_token_ids:
-            return FinishReason.STOP, token
-        if sequence.output_tokens >= sampling.max_tokens or len(sequence.tokens) >= self._runner.max_model_len:
+        sampling, tokens = sequence.sampling, sequence.tokens
+        tokens.append(token)
+        output_tokens = len(tokens) - sequence.prompt_tokens
+        if output_tokens > sampling.min_tokens:
+            if token in self._eos_token_ids and not sampling.ignore_eos:
+                return FinishReason.STOP, None
+            if token in sampling.stop_token_ids:
+                return FinishReason.STOP, token
+        if output_tokens >= sampling.max_tokens or len(tokens) >= self._max_model_len:
             return FinishReason.LENGTH, None
         return None, None
 
     def _fault_of(self, draw: Drawn | None) -> str | None:
-        if draw is None or 0 <= draw.token < self._runner.vocab_size:
+        if draw is None or 0 <= draw.token < self._vocab_size:
             return None
         return f"the runner drew token {draw.token}, outside the vocabulary"
 

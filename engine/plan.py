@@ -18,6 +18,7 @@ schedulers send.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Rows
 from typing import Protocol
 
 import msgspec
@@ -27,7 +28,7 @@ from core.sampling import SamplingParams
 from engine.results import TokenLogprobs
 
 
-class Scheduled(msgspec.Struct, frozen=True, array_like=True):
+class Scheduled(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Compute tokens `[start, start + count)` of a row; `samples` when that reaches its last token, so that one new token is
     drawn."""
 
@@ -37,7 +38,7 @@ class Scheduled(msgspec.Struct, frozen=True, array_like=True):
     samples: bool
 
 
-class Admitted(msgspec.Struct, frozen=True, array_like=True):
+class Admitted(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """From now on `row` is a sequence with these tokens, prompt and output; `prompt_tokens` of them are the prompt."""
 
     row: int
@@ -46,7 +47,7 @@ class Admitted(msgspec.Struct, frozen=True, array_like=True):
     sampling: SamplingParams
 
 
-class BlocksAdded(msgspec.Struct, frozen=True, array_like=True):
+class BlocksAdded(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """`blocks` follow the first `at` of the row's block table. An admitted row begins with none."""
 
     row: int
@@ -54,7 +55,7 @@ class BlocksAdded(msgspec.Struct, frozen=True, array_like=True):
     blocks: tuple[int, ...]
 
 
-class StepPlan(msgspec.Struct, frozen=True, array_like=True):
+class StepPlan(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One step, at least one row of which is scheduled. `step` counts up by one from plan to plan of an engine."""
 
     step: int
@@ -68,14 +69,14 @@ class StepPlan(msgspec.Struct, frozen=True, array_like=True):
         return sum(item.count for item in self.scheduled)
 
 
-class Drawn(msgspec.Struct, frozen=True, array_like=True):
+class Drawn(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The token drawn for one sampling entry of a plan."""
 
     token: int
     logprobs: TokenLogprobs | None = None
 
 
-class StepResult(msgspec.Struct, frozen=True, array_like=True):
+class StepResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """`drawn[i]` belongs to the i-th entry of the plan that `samples`. `faults` maps plan indexes of entries whose result
     is unusable (for instance all logits not finite) to why; such entries are still in `drawn`, with a token of -1."""
 
@@ -130,3 +131,15 @@ class ModelRunner(Protocol):
     def collect(self, handle: Handle) -> StepResult:
         """Wait for a launched step, each once and in the order of their launches. When it returns, the device is done with the
         step: nothing of it reads or writes KV any more. Raises whatever broke the step."""
+
+
+def trial_plan(tokens: Rows[tuple[int, ...]], blocks: Rows[Rows[int]], start: int = 0, *, first_row: int = 0) -> StepPlan:
+    """A plan of new rows that compute their tokens from `start` on and draw one, for checks of a runner by itself."""
+    params = SamplingParams(temperature=1.0, top_p=0.9, repetition_penalty=1.1, presence_penalty=0.1)  # what needs most memory
+    numbers = range(first_row, first_row + len(tokens))
+    return StepPlan(
+        0,
+        tuple(Scheduled(row, start, len(own) - start, True) for row, own in zip(numbers, tokens, strict=True)),
+        admitted=tuple(Admitted(row, own, len(own), params) for row, own in zip(numbers, tokens, strict=True)),
+        blocks=tuple(BlocksAdded(row, 0, tuple(own)) for row, own in zip(numbers, blocks, strict=True)),
+    )

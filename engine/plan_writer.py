@@ -66,7 +66,7 @@ class PlanWriter:
         return StepPlan(self._step, tuple(scheduled), tuple(dropped), tuple(admitted), tuple(blocks))
 
     def write_alone(self, sequence: Sequence) -> StepPlan:
-        """A plan that computes a new sequence whole and draws one token, in a row that the next plan drops. The other rows stay."""
+        """A plan that computes a new sequence whole and draws one token, in a row that the next plan drops. Others stay."""
         admitted: list[Admitted] = []
         row = self._admit(sequence, admitted)
         del self._rows[sequence]

@@ -14,10 +14,8 @@ import torch
 
 from core.errors import ModelError
 from core.layout import KVLayout
-from core.sampling import SamplingParams
 from engine.model import LoadedModel
-from engine.plan import Scheduled, StepPlan
-from engine.sequence import Sequence
+from engine.plan import Scheduled, StepPlan, trial_plan
 
 CHECK_TOKENS = 12
 _CHUNKS = ((4, 1, 2, 1, 4), (2, 5, 1, 1, 3))
@@ -51,15 +49,14 @@ def check_against(
     Raises:
         ModelError: they differ by more than rounding.
     """
-    per_sequence = layout.blocks_for(CHECK_TOKENS)
-    sequences = [
-        Sequence(f"check-{i}", tokens, len(tokens), SamplingParams(), blocks=list(range(2 * per_sequence))[i::2])
-        for i, tokens in enumerate(_prompts(loaded))
-    ]
+    width = layout.blocks_for(CHECK_TOKENS)
+    tokens = [tuple(prompt) for prompt in _prompts(loaded)]
+    admit = trial_plan(tokens, [list(range(2 * width))[row::2] for row in range(len(tokens))])
     errors = []
-    done = [0] * len(sequences)
-    for counts in zip(*_CHUNKS, strict=True):
-        plan = StepPlan(tuple(Scheduled(s, done[i], counts[i], True) for i, s in enumerate(sequences)))
+    done = [0] * len(tokens)
+    for step, counts in enumerate(zip(*_CHUNKS, strict=True)):
+        scheduled = tuple(Scheduled(row, done[row], count, True) for row, count in enumerate(counts))
+        plan = StepPlan(step, scheduled, admitted=admit.admitted, blocks=admit.blocks) if step == 0 else StepPlan(step, scheduled)
         done = [before + count for before, count in zip(done, counts, strict=True)]
         for row, got in enumerate(logits(plan)):
             errors += differences(got[None], expected[row][done[row] - 1][None])

@@ -107,7 +107,7 @@ class Sequence:
         return self.hold or self.total_tokens - self.prompt_tokens >= self.sampling.max_tokens
 
 
-class NewToken(msgspec.Struct, frozen=True, eq=False):
+class NewToken(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One drawn token. `finish` is set on the last of a generation; `stop_token` when a stop id ended it."""
 
     sequence: Sequence

@@ -1,5 +1,8 @@
 """The `ModelRunner` that runs a real model: plan to tensors, one forward pass, tokens drawn.
 
+On CUDA a launch only enqueues: the forward pass, the draws, and an event behind both. Drawn tokens stay on the device, where the
+next step reads them (`engine.runner_rows`), and come to the host when the step is collected. On a CPU a launch computes.
+
 `TorchRunner.load` puts the parts together: the model (`engine.model`), an attention backend (`engine.attention.select`), the
 KV cache (`engine.kv_cache`), on CUDA decode steps recorded for replay (`engine.cuda_graph`), and a check that the assembled
 engine computes what the model alone computes (`engine.self_check`). Nothing here knows queues, requests or wires.
@@ -10,7 +13,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence as Rows
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 import torch
@@ -18,23 +20,48 @@ import torch
 from core.config import EngineConfig
 from core.cost import ModelShape
 from core.layout import KVLayout
-from core.sampling import SamplingParams
 from engine.attention.base import AttentionBackend, LayerCache
 from engine.attention.interface import NAME, StepContext, register
 from engine.attention.select import Selection, select
 from engine.batch import BatchBuilder, StepBatch
 from engine.cpu_modules import accelerate_for_cpu
-from engine.cuda_graph import CudaRecorder, Limits, RecordedDecode, Recorder
+from engine.cuda_graph import MAX_BUCKET, CudaRecorder, Limits, RecordedDecode, Recorder
 from engine.kv_cache import KVCache, affordable_blocks, allocate, layout_of
 from engine.model import LoadedModel, load_model
-from engine.plan import LayerListener, Scheduled, StepPlan, StepResult
-from engine.sampling.sampler import Sampler
+from engine.plan import Handle, LayerListener, StepPlan, StepResult, trial_plan
+from engine.runner_rows import RunnerRows
+from engine.sampling.sampler import Draws, Sampler
 from engine.self_check import CHECK_TOKENS, check_against, differences, more_than_rounding, reference_logits
-from engine.sequence import Sequence
 
 _BLOCK_TOKENS = 16
 _CHECKED_ROWS = 32
 log = logging.getLogger(__name__)
+
+
+class TorchStep:
+    """A launched step. `sampling` are the plan indexes of `draws`, which are None where nothing is drawn."""
+
+    def __init__(self, draws: Draws | None, sampling: list[int], device: torch.device) -> None:
+        self._draws = draws
+        self._sampling = sampling
+        # Behind all that the launch enqueued, so that also a step that draws nothing is over only once its KV is written.
+        self._over = _sleeping_event() if device.type == "cuda" else None
+        if self._over is not None:
+            self._over.record(torch.cuda.current_stream(device))
+
+    @property
+    def done(self) -> bool:
+        """Whether the device is done with it."""
+        return self._over is None or bool(self._over.query())  # type: ignore[no-untyped-call]
+
+    def result(self) -> StepResult:
+        """Wait for it."""
+        if self._over is not None:
+            self._over.synchronize()
+        if self._draws is None:
+            return StepResult((), {})
+        drawn, faults = self._draws.read()
+        return StepResult(drawn, {self._sampling[row]: reason for row, reason in faults.items()})
 
 
 class TorchRunner:
@@ -52,13 +79,18 @@ class TorchRunner:
         selection: Selection,
         cache: KVCache,
         accelerated: dict[str, int] | None = None,
+        *,
+        steps_ahead: int | None = None,
     ) -> None:
+        """`steps_ahead` is 1 on CUDA and 0 elsewhere, unless given."""
+        is_cuda = loaded.device.type == "cuda"
         self._loaded = loaded
         self._backend = selection.backend
         self._cache = cache
-        self._builder = BatchBuilder(cache.layout.block_size, loaded.device)
+        self._rows = RunnerRows(loaded.device)
+        self._builder = BatchBuilder(cache.layout.block_size, loaded.device, self._rows)
         self._sampler = Sampler(loaded.vocab_size, loaded.eos_token_ids, loaded.device)
-        self._rows = _Rows(self._sampler)
+        self._steps_ahead = int(is_cuda) if steps_ahead is None else steps_ahead
         self.accelerated = accelerated or {}
         self.refused_backends = selection.refused
         self.not_captured: str | None = None
@@ -162,24 +194,46 @@ class TorchRunner:
         """The numbers of sequences that decode steps are padded to and replayed at; none if all steps run eagerly."""
         return self._recorded.buckets if self._recorded is not None else ()
 
-    def run(self, plan: StepPlan, on_layer: LayerListener | None = None) -> StepResult:
-        """Compute the plan's tokens, write their KV, draw where asked."""
-        with torch.inference_mode():
-            sampling = [index for index, item in enumerate(plan.scheduled) if item.samples]
-            logits = self.logits(plan, on_layer)
-            sequences = [plan.scheduled[index].sequence for index in sampling]
-            positions = [sequence.output_tokens for sequence in sequences]
-            drawn, faults = self._sampler.draw(logits, self._rows.of(sequences), positions).read()
-        return StepResult(drawn, {sampling[row]: reason for row, reason in faults.items()})
+    @property
+    def steps_ahead(self) -> int:
+        """How many further steps may be launched before the oldest is collected."""
+        return self._steps_ahead
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan, on_layer: LayerListener | None = None) -> TorchStep:
+        """Compute the plan's tokens, write their KV, draw where asked; on CUDA enqueue all that."""
+        logits = self.logits(plan, on_layer)
+        for row in plan.dropped:
+            self._sampler.drop(row)
+        for admitted in plan.admitted:
+            self._sampler.admit(admitted.row, admitted.tokens, admitted.prompt_tokens, admitted.sampling)
+        sampling = [index for index, item in enumerate(plan.scheduled) if item.samples]
+        draws = None
+        if sampling:
+            items = [plan.scheduled[index] for index in sampling]
+            rows = [item.row for item in items]
+            draws = self._sampler.draw(logits, rows, self._rows.output_positions(items))
+            self._rows.keep_drawn(rows, draws.tokens)
+        return TorchStep(draws, sampling, self.device)
+
+    def collect(self, handle: Handle) -> StepResult:
+        """Wait for a launched step; see `ModelRunner`."""
+        if not isinstance(handle, TorchStep):
+            raise TypeError(f"Got a {type(handle).__name__} but expected a step that was launched here")
+        return handle.result()
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan, on_layer: LayerListener | None = None) -> torch.Tensor:
-        """Compute the plan's tokens and write their KV; return `[n, vocab]` for its `n` sampling entries, valid until the
-        next step.
+        """Make the plan's changes, compute its tokens and write their KV; return `[n, vocab]` for its `n` sampling entries, valid
+        until the next step. Draws nothing.
 
         A replayed step calls `on_layer` for every layer once all of them are enqueued.
         """
-        replayed = self._recorded.logits(plan) if self._recorded is not None else None
+        self._rows.apply(plan)
+        replayed = None
+        if self._recorded is not None:
+            self._recorded.follow(plan)
+            replayed = self._recorded.logits(plan)
         if replayed is None:
             return _forward(self._loaded, self._backend, self._cache.layers, self._builder.build(plan), on_layer)
         if on_layer is not None:
@@ -210,7 +264,8 @@ class TorchRunner:
         if not self._backend.capturable:
             return f"the attention backend {self._backend.name} cannot be captured"
         limits = Limits(
-            batch=max_num_seqs,
+            batch=min(max_num_seqs, MAX_BUCKET),
+            rows=min(max_num_seqs, 2 * MAX_BUCKET),
             table_width=min(layout.blocks_for(self.max_model_len), self.num_blocks),
             context_len=self.max_model_len,
             block_size=layout.block_size,
@@ -218,7 +273,7 @@ class TorchRunner:
         )
         forward = partial(_forward, self._loaded, self._backend, layers)
         try:
-            self._recorded = RecordedDecode(forward, self._builder, limits, self.device, recorder)
+            self._recorded = RecordedDecode(forward, self._rows, limits, self.device, recorder)
             return self._check_recorded(self._recorded)
         except RuntimeError as error:
             return f"{type(error).__name__}: {error}"
@@ -231,18 +286,26 @@ class TorchRunner:
         """What is wrong with the recordings: each bucket against an eager step, with tokens and places unlike those of the
         recording."""
         blocks = self.layout.blocks_for(2)
-        for bucket in recorded.buckets:
-            rows = min(bucket, self.num_blocks // blocks)
-            plan = _decode_plan(rows, blocks, self.vocab_size)
-            replayed = recorded.logits(plan) if rows else None
-            if replayed is None:
-                continue
-            stride = -(-rows // _CHECKED_ROWS)
-            got = replayed[::stride].clone()
-            eager = _forward(self._loaded, self._backend, self._cache.layers, self._builder.build(plan), None)
-            wrong = more_than_rounding(differences(got, eager[::stride]), self._loaded.dtype)
-            if wrong is not None:
-                return f"replayed logits of {rows} sequences differ from eager ones by {wrong}"
+        try:
+            for bucket in recorded.buckets:
+                rows = min(bucket, self.num_blocks // blocks)
+                plan = _decode_plan(rows, blocks, self.vocab_size)
+                if not rows:
+                    continue
+                self._rows.clear()
+                self._rows.apply(plan)
+                recorded.follow(plan)
+                replayed = recorded.logits(plan)
+                if replayed is None:
+                    continue
+                stride = -(-rows // _CHECKED_ROWS)
+                got = replayed[::stride].clone()
+                eager = _forward(self._loaded, self._backend, self._cache.layers, self._builder.build(plan), None)
+                wrong = more_than_rounding(differences(got, eager[::stride]), self._loaded.dtype)
+                if wrong is not None:
+                    return f"replayed logits of {rows} sequences differ from eager ones by {wrong}"
+        finally:
+            self._rows.clear()
         return None
 
     def measure_step(self, engine: EngineConfig) -> int:
@@ -250,32 +313,9 @@ class TorchRunner:
         torch.cuda.synchronize(self.device)
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
-        self.run(_largest_plan(engine, self.layout, self.max_model_len, self.num_blocks))
+        self.collect(self.launch(_largest_plan(engine, self.layout, self.max_model_len, self.num_blocks)))
         torch.cuda.synchronize(self.device)
         return int(torch.cuda.max_memory_allocated(self.device) - before)
-
-
-class _Rows:
-    """The sampler's rows, kept in step with plans that do not say who leaves: a sequence has its row for as long as every
-    step draws for it, and then is admitted again."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-        self._numbers = count()
-        self._known: dict[Sequence, tuple[int, int]] = {}  # row, and how many tokens the sampler knows of
-
-    def of(self, sequences: Rows[Sequence]) -> list[int]:
-        """Rows for one step that draws for these."""
-        known, self._known = self._known, {}
-        for sequence in sequences:
-            row, tokens = known.pop(sequence, (-1, -1))
-            if tokens != len(sequence.tokens):
-                row = row if row >= 0 else next(self._numbers)
-                self._sampler.admit(row, sequence.tokens, sequence.prompt_tokens, sequence.sampling)
-            self._known[sequence] = (row, len(sequence.tokens) + 1)
-        for row, _ in known.values():
-            self._sampler.drop(row)
-        return [row for row, _ in self._known.values()]
 
 
 def _forward(
@@ -301,12 +341,13 @@ def _forward(
 
 def _decode_plan(sequences: int, blocks: int, vocab_size: int) -> StepPlan:
     """Each at its second token, unlike one another, in blocks of its own."""
-    scheduled = []
-    for index in range(sequences):
-        tokens = [(7 * index + 3 + offset) % vocab_size for offset in range(2)]
-        own = range(index * blocks, (index + 1) * blocks)
-        scheduled.append(Scheduled(_dummy(index, tokens, own), 1, 1, samples=True))
-    return StepPlan(tuple(scheduled))
+    tokens = [tuple((7 * row + 3 + offset) % vocab_size for offset in range(2)) for row in range(sequences)]
+    return trial_plan(tokens, [range(row * blocks, (row + 1) * blocks) for row in range(sequences)], start=1)
+
+
+def _sleeping_event() -> torch.cuda.Event:
+    """Waiting for it sleeps rather than spins."""
+    return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
 
 def _default_device() -> torch.device:
@@ -331,13 +372,5 @@ def _largest_plan(engine: EngineConfig, layout: KVLayout, max_model_len: int, nu
     sequences = min(engine.max_num_seqs, engine.max_num_batched_tokens)
     length = min(max_model_len, engine.max_num_batched_tokens // sequences)
     blocks = layout.blocks_for(length)
-    scheduled: list[Scheduled] = []
-    for index in range(min(sequences, num_blocks // blocks)):
-        own = list(range(index * blocks, (index + 1) * blocks))
-        scheduled.append(Scheduled(_dummy(index, [0] * length, own), 0, length, samples=True))
-    return StepPlan(tuple(scheduled))
-
-
-def _dummy(index: int, tokens: list[int], blocks: Rows[int]) -> Sequence:
-    params = SamplingParams(temperature=1.0, top_p=0.9, repetition_penalty=1.1, presence_penalty=0.1)  # what needs most memory
-    return Sequence(f"measure-{index}", tokens, prompt_tokens=len(tokens), sampling=params, blocks=list(blocks))
+    sequences = min(sequences, num_blocks // blocks)
+    return trial_plan([(0,) * length] * sequences, [range(row * blocks, (row + 1) * blocks) for row in range(sequences)])

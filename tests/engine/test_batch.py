@@ -1,4 +1,4 @@
-"""Batches against a token-by-token construction, over steps in which sequences grow, stop and move to other blocks."""
+"""Batches against a token-by-token construction, over steps in which rows come, grow, draw and go."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from core.sampling import SamplingParams
 from engine.batch import BatchBuilder
-from engine.plan import Scheduled, StepPlan
+from engine.decision import Part
+from engine.plan_writer import PlanWriter
+from engine.runner_rows import RunnerRows
 from engine.sequence import Sequence
 
 BLOCK = 4
@@ -19,79 +21,115 @@ def make(name: str, tokens: int, blocks: list[int]) -> Sequence:
     return Sequence(name, [100 * len(name) + i for i in range(tokens)], 1, SamplingParams(), blocks=blocks)
 
 
-def check(builder: BatchBuilder, *scheduled: Scheduled) -> None:
-    batch = builder.build(StepPlan(tuple(scheduled)))
-    ids, positions, slots, rows, starts = [], [], [], [], [0]
-    for item in scheduled:
-        for position in range(item.start, item.start + item.count):
-            ids.append(item.sequence.tokens[position])
-            positions.append(position)
-            slots.append(item.sequence.blocks[position // BLOCK] * BLOCK + position % BLOCK)
-        starts.append(len(ids))
-        if item.samples:
-            rows.append(len(ids) - 1)
-    attention = batch.attention
-    assert batch.input_ids.tolist() == [ids]
-    assert batch.position_ids.tolist() == [positions]
-    assert batch.sample_rows.tolist() == rows
-    assert attention.slots.tolist() == slots
-    assert attention.query_start.tolist() == starts
-    assert attention.context_lens.tolist() == [item.start + item.count for item in scheduled]
-    assert attention.max_query_len == max(item.count for item in scheduled)
-    assert attention.max_context_len == max(item.start + item.count for item in scheduled)
-    for item, table in zip(scheduled, attention.block_tables.tolist(), strict=True):
-        assert table == item.sequence.blocks + [0] * (len(table) - len(item.sequence.blocks))
-    types = [attention.query_start, attention.context_lens, attention.block_tables]
-    assert {tensor.dtype for tensor in types} == {torch.int32}
-    assert attention.slots.dtype == batch.input_ids.dtype == torch.int64
+class Steps:
+    """Plans as an engine writes them, and a batch of each, checked."""
+
+    def __init__(self) -> None:
+        self.writer = PlanWriter()
+        self.rows = RunnerRows(CPU)
+        self.builder = BatchBuilder(BLOCK, CPU, self.rows)
+
+    def check(self, *parts: Part) -> None:
+        plan = self.writer.write(parts)
+        self.rows.apply(plan)
+        batch = self.builder.build(plan)
+        ids, positions, slots, rows, starts = [], [], [], [], [0]
+        for part in parts:
+            for position in range(part.start, part.start + part.count):
+                ids.append(part.sequence.tokens[position])
+                positions.append(position)
+                slots.append(part.sequence.blocks[position // BLOCK] * BLOCK + position % BLOCK)
+            starts.append(len(ids))
+            if part.samples:
+                rows.append(len(ids) - 1)
+        attention = batch.attention
+        assert batch.input_ids.tolist() == [ids]
+        assert batch.position_ids.tolist() == [positions]
+        assert batch.sample_rows.tolist() == rows
+        assert attention.slots.tolist() == slots
+        assert attention.query_start.tolist() == starts
+        assert attention.context_lens.tolist() == [part.start + part.count for part in parts]
+        assert attention.max_query_len == max(part.count for part in parts)
+        assert attention.max_context_len == max(part.start + part.count for part in parts)
+        for part, table in zip(parts, attention.block_tables.tolist(), strict=True):
+            assert table == part.sequence.blocks + [0] * (len(table) - len(part.sequence.blocks))
+        types = [attention.query_start, attention.context_lens, attention.block_tables]
+        assert {tensor.dtype for tensor in types} == {torch.int32}
+        assert attention.slots.dtype == batch.input_ids.dtype == torch.int64
+        self.draw(plan.scheduled, parts)
+
+    def draw(self, scheduled, parts) -> None:
+        """Each that samples at its end draws a token that only the runner learns until the next step."""
+        drawing = [(item.row, part) for item, part in zip(scheduled, parts, strict=True) if part.samples]
+        drawing = [(row, part) for row, part in drawing if part.start + part.count == len(part.sequence.tokens)]
+        tokens = [7 * len(part.sequence.tokens) + row for row, part in drawing]
+        self.rows.keep_drawn([row for row, _ in drawing], torch.tensor(tokens, dtype=torch.long))
+        for (_, part), token in zip(drawing, tokens, strict=True):
+            part.sequence.tokens.append(token)
 
 
 def test_chunks_and_decodes_share_a_step():
-    builder = BatchBuilder(BLOCK, CPU)
-    check(
-        builder,
-        Scheduled(make("a", 9, [7, 3, 5]), 2, 6, samples=False),
-        Scheduled(make("bb", 5, [2, 9]), 4, 1, samples=True),
-        Scheduled(make("ccc", 3, [1]), 0, 3, samples=True),
+    Steps().check(
+        Part(make("a", 9, [7, 3, 5]), 2, 6, samples=False),
+        Part(make("bb", 5, [2, 9]), 4, 1, samples=True),
+        Part(make("ccc", 3, [1]), 0, 3, samples=True),
     )
 
 
-def test_a_sequence_that_grows_brings_its_new_blocks_along():
-    builder = BatchBuilder(BLOCK, CPU)
-    sequence = make("a", 80, [50])
+def test_a_sequence_that_grows_brings_its_new_blocks_and_the_tokens_drawn_here_along():
+    steps, sequence = Steps(), make("a", 1, [50])
     for position in range(80):
         if position and position % BLOCK == 0:
             sequence.blocks.append(50 + position)
-        check(builder, Scheduled(sequence, position, 1, samples=True))
+        steps.check(Part(sequence, position, 1, samples=True))
+    assert len(sequence.tokens) == 81
 
 
-def test_a_preempted_sequence_uses_its_new_blocks_even_where_the_last_one_is_the_same():
-    builder = BatchBuilder(BLOCK, CPU)
-    sequence = make("a", 8, [4, 5])
-    check(builder, Scheduled(sequence, 7, 1, samples=True))
-    sequence.blocks, sequence.preemptions = [9, 5], 1
-    check(builder, Scheduled(sequence, 0, 8, samples=True))
+def test_a_sequence_back_from_preemption_uses_its_new_blocks_even_where_the_last_one_is_the_same():
+    steps, sequence = Steps(), make("a", 8, [4, 5])
+    steps.check(Part(sequence, 7, 1, samples=True))
+    sequence.blocks, sequence.tenancy = [9, 5, 6], 1
+    steps.check(Part(sequence, 0, 9, samples=True))
 
 
-def test_equal_ids_do_not_share_a_remembered_table():
-    builder = BatchBuilder(BLOCK, CPU)
-    check(builder, Scheduled(make("a", 4, [1]), 3, 1, samples=True))
-    check(builder, Scheduled(make("a", 4, [2]), 3, 1, samples=True))
+def test_equal_ids_do_not_share_a_row():
+    steps = Steps()
+    steps.check(Part(make("a", 4, [1]), 3, 1, samples=True))
+    steps.check(Part(make("a", 4, [2]), 3, 1, samples=True))
+
+
+def test_a_row_that_takes_over_anothers_number_inherits_nothing():
+    steps = Steps()
+    steps.check(Part(make("a", 40, list(range(20, 31))), 39, 1, samples=True))
+    newcomer, other = make("b", 2, [3]), make("c", 41, list(range(40, 51)))
+    steps.check(Part(newcomer, 1, 1, samples=True), Part(other, 40, 1, samples=True))
+    steps.check(Part(newcomer, 2, 1, samples=True), Part(other, 41, 1, samples=True))
+
+
+def test_an_unusable_draw_is_read_as_a_token_that_exists():
+    rows = RunnerRows(CPU)
+    rows.keep_drawn([3, 1], torch.tensor([-1, 9]))
+    assert rows.drawn[[3, 1]].tolist() == [0, 9]
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_any_plan_over_any_steps_matches_the_slow_construction(data):
-    builder, free = BatchBuilder(BLOCK, CPU), iter(range(1, 10_000))
+    """Sequences are read in chunks, decode, go and come back to other blocks, in any company."""
+    steps, free = Steps(), iter(range(1, 10_000))
     sequences = [make("x" * (i + 1), 60, []) for i in range(3)]
-    for _ in range(data.draw(st.integers(1, 6))):
-        scheduled = []
+    done = dict.fromkeys(sequences, 0)
+    for _ in range(data.draw(st.integers(1, 8))):
+        parts = []
         for sequence in data.draw(st.lists(st.sampled_from(sequences), min_size=1, unique=True)):
-            if data.draw(st.booleans()):
-                sequence.blocks, sequence.preemptions = [], sequence.preemptions + 1
-            start = data.draw(st.integers(0, 59))
-            count = data.draw(st.integers(1, 60 - start))
+            if data.draw(st.integers(0, 4)) == 0:
+                sequence.blocks, sequence.tenancy, done[sequence] = [], sequence.tenancy + 1, 0
+            start = done[sequence]
+            count = data.draw(st.integers(1, len(sequence.tokens) - start))
             while len(sequence.blocks) * BLOCK < start + count:
                 sequence.blocks.append(next(free))
-            scheduled.append(Scheduled(sequence, start, count, data.draw(st.booleans())))
-        check(builder, *scheduled)
+            done[sequence] = start + count
+            parts.append(Part(sequence, start, count, done[sequence] == len(sequence.tokens)))
+        steps.check(*parts)
+        assert steps.writer.check() == []
+        assert len(steps.rows) == len(parts)

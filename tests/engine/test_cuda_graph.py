@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -19,15 +20,17 @@ from engine.attention.flash import FlashAttention
 from engine.attention.sdpa import SdpaAttention
 from engine.attention.select import Selection
 from engine.attention.varlen import VarlenAttention
-from engine.batch import BatchBuilder
 from engine.cuda_graph import Limits, RecordedDecode, batch_buckets
+from engine.decision import Part
 from engine.engine import Engine
 from engine.kv_cache import allocate, layout_of
 from engine.model import load_model
-from engine.plan import Scheduled, StepPlan
+from engine.plan import BlocksAdded, Scheduled, StepPlan
+from engine.runner_rows import RunnerRows
 from engine.sequence import Sequence
 from engine.torch_runner import TorchRunner
-from tests.support.recorders import AgainRecorder, TapeRecorder
+from tests.support.plans import Plans, run
+from tests.support.recorders import AgainRecorder, CopiedInts, TapeRecorder
 
 CPU = torch.device("cpu")
 BLOCK = 4
@@ -60,21 +63,21 @@ def sequence(name: str, tokens: list[int], blocks: list[int]) -> Sequence:
     return Sequence(name, tokens, len(tokens), GREEDY, blocks=blocks)
 
 
-def decoding(contexts: list[int], first_block: int = 0) -> list[Scheduled]:
+def decoding(contexts: list[int], first_block: int = 0) -> list[Part]:
     """Sequences at their last token, with blocks dealt out in reverse, from `first_block` on."""
     counts = [-(-context // BLOCK) for context in contexts]
     free = list(range(first_block, first_block + sum(counts)))
     return [
-        Scheduled(sequence(f"s{i}", [5 + i + j for j in range(n)], [free.pop() for _ in range(count)]), n - 1, 1, True)
+        Part(sequence(f"s{i}", [5 + i + j for j in range(n)], [free.pop() for _ in range(count)]), n - 1, 1, True)
         for i, (n, count) in enumerate(zip(contexts, counts, strict=True))
     ]
 
 
-def fill(runner: TorchRunner, scheduled: list[Scheduled]) -> None:
+def fill(runner: TorchRunner, parts: list[Part], plan: Plans) -> None:
     """Compute all but the last token of each."""
-    items = [Scheduled(item.sequence, 0, item.start, False) for item in scheduled if item.start]
+    items = [Part(part.sequence, 0, part.start, False) for part in parts if part.start]
     if items:
-        runner.logits(StepPlan(tuple(items)))
+        runner.logits(plan(*items))
 
 
 # --- buckets -----------------------------------------------------------------------------------------------------------
@@ -104,7 +107,7 @@ def test_only_the_kernels_that_read_lengths_on_the_device_may_be_recorded():
 
 # --- padding -----------------------------------------------------------------------------------------------------------
 
-LIMITS = Limits(batch=6, table_width=5, context_len=20, block_size=BLOCK, scratch_block=90)
+LIMITS = Limits(batch=6, rows=9, table_width=5, context_len=20, block_size=BLOCK, scratch_block=90)
 
 
 class Seen:
@@ -118,49 +121,100 @@ class Seen:
         return torch.stack([batch.input_ids[0], batch.position_ids[0]], dim=1).float()
 
 
+class Recorded:
+    """Recorded steps, told of each plan as a runner tells them."""
+
+    def __init__(self, recorder=None) -> None:
+        self.forward, self.rows = Seen(), RunnerRows(CPU)
+        self.decode = RecordedDecode(self.forward, self.rows, LIMITS, CPU, recorder or AgainRecorder())
+
+    def follow(self, plan: StepPlan) -> StepPlan:
+        self.rows.apply(plan)
+        self.decode.follow(plan)
+        return plan
+
+    def logits(self, plan: StepPlan):
+        return self.decode.logits(self.follow(plan))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 20), min_size=1, max_size=6), min_size=1, max_size=6))
 def test_over_any_steps_padding_names_only_the_scratch_block_and_live_rows_only_their_own(steps):
-    forward, recorder = Seen(), AgainRecorder()
-    recorded = RecordedDecode(forward, BatchBuilder(BLOCK, CPU), LIMITS, CPU, recorder)
-    assert recorded.buckets == (1, 2, 4, 6)
+    recorded, plans = Recorded(), Plans()
+    assert recorded.decode.buckets == (1, 2, 4, 6)
     addresses = {}
     for contexts in steps:
-        scheduled = decoding(contexts)
-        logits = recorded.logits(StepPlan(tuple(scheduled)))
-        batch, bucket = forward.batches[-1], next(b for b in recorded.buckets if b >= len(contexts))
+        parts = decoding(contexts)
+        logits = recorded.logits(plans(*parts))
+        batch, bucket = recorded.forward.batches[-1], next(b for b in recorded.decode.buckets if b >= len(contexts))
         attention, live = batch.attention, len(contexts)
-        assert logits.tolist() == [[item.sequence.tokens[-1], item.start] for item in scheduled]
+        assert logits.tolist() == [[part.sequence.tokens[-1], part.start] for part in parts]
         assert (attention.max_query_len, attention.max_context_len) == (1, 20)
         assert attention.block_tables.shape == (bucket, 5)
         assert attention.query_start.tolist() == list(range(bucket + 1))
         assert batch.sample_rows.tolist() == list(range(bucket))
         assert attention.context_lens.tolist() == contexts + [1] * (bucket - live)
-        own = [item.sequence.blocks[item.start // BLOCK] * BLOCK + item.start % BLOCK for item in scheduled]
+        own = [part.sequence.blocks[part.start // BLOCK] * BLOCK + part.start % BLOCK for part in parts]
         assert attention.slots.tolist() == own + [90 * BLOCK] * (bucket - live)
         assert batch.input_ids[0, live:].tolist() == batch.position_ids[0, live:].tolist() == [0] * (bucket - live)
-        tables = [item.sequence.blocks + [90] * (5 - len(item.sequence.blocks)) for item in scheduled]
+        tables = [part.sequence.blocks + [90] * (5 - len(part.sequence.blocks)) for part in parts]
         assert attention.block_tables.tolist() == tables + [[90] * 5] * (bucket - live)
-        places = [tensor.data_ptr() for tensor in (attention.context_lens, attention.block_tables, attention.query_start)]
-        assert addresses.setdefault(bucket, places) == places
+        assert addresses.setdefault(bucket, attention.query_start.data_ptr()) == attention.query_start.data_ptr()
+
+
+def test_a_row_reads_the_token_it_drew_last_and_the_blocks_it_got_since():
+    recorded = Recorded()
+    (part,) = decoding([8])
+    recorded.logits(Plans()(part))
+    recorded.rows.keep_drawn([0], torch.tensor([77]))
+    logits = recorded.logits(StepPlan(2, (Scheduled(0, 8, 1, True),), blocks=(BlocksAdded(0, 2, (33,)),)))
+    attention = recorded.forward.batches[-1].attention
+    assert logits.tolist() == [[77, 8]]
+    assert attention.block_tables.tolist() == [[*part.sequence.blocks, 33, 90, 90]]
+    assert attention.slots.tolist() == [33 * BLOCK]
+
+
+def test_only_what_changes_of_the_block_tables_is_copied():
+    wide = Limits(batch=4, rows=4, table_width=5000, context_len=20000, block_size=BLOCK, scratch_block=90)
+    rows = RunnerRows(CPU)
+    recorded = RecordedDecode(Seen(), rows, wide, CPU, AgainRecorder())
+    plan = Plans()(*decoding([9, 4, 5]))
+    rows.apply(plan)
+    later = [
+        StepPlan(2, tuple(Scheduled(row, context, 1, True) for row, context in enumerate([9, 4, 5]))),
+        StepPlan(3, tuple(Scheduled(row, context + 1, 1, True) for row, context in enumerate([9, 4, 5]))),
+    ]
+    later[0] = msgspec.structs.replace(later[0], blocks=(BlocksAdded(1, 1, (40,)),))
+    recorded.follow(plan)
+    recorded.logits(plan)
+    for step in later:
+        with CopiedInts() as copied:
+            rows.apply(step)
+            recorded.follow(step)
+            recorded.logits(step)
+        assert copied.count < 40, "the tables have 20,000 entries"
 
 
 def test_what_does_not_fit_a_recording_is_not_taken():
-    recorded = RecordedDecode(Seen(), BatchBuilder(BLOCK, CPU), LIMITS, CPU, AgainRecorder())
+    recorded, plans = Recorded(), Plans()
     one = decoding([9])[0]
-    assert recorded.bucket_for(StepPlan((one,))) == 1
-    assert recorded.bucket_for(StepPlan(tuple(decoding([3] * 6)))) == 6
-    assert recorded.bucket_for(StepPlan(tuple(decoding([3] * 7)))) is None
-    assert recorded.bucket_for(StepPlan((one, Scheduled(sequence("p", [1, 2], [50]), 0, 2, True)))) is None
-    assert recorded.bucket_for(StepPlan((one, Scheduled(sequence("p", [1, 2], [50]), 0, 1, False)))) is None
-    assert recorded.bucket_for(StepPlan((decoding([21])[0],))) is None, "wider than the recorded tables"
-    assert recorded.logits(StepPlan(tuple(decoding([3] * 7)))) is None
+
+    def bucket(*parts: Part) -> int | None:
+        return recorded.decode.bucket_for(recorded.follow(plans(*parts)))
+
+    assert bucket(one) == 1
+    assert bucket(*decoding([3] * 6)) == 6
+    assert bucket(*decoding([3] * 7)) is None
+    assert bucket(one, Part(sequence("p", [1, 2], [50]), 0, 2, True)) is None
+    assert bucket(one, Part(sequence("p", [1, 2], [50]), 0, 1, False)) is None
+    assert bucket(decoding([21])[0]) is None, "wider than the recorded tables"
+    assert recorded.logits(plans(*decoding([3] * 7))) is None
+    assert bucket(*decoding([3] * 20)) is None, "more rows than were reserved"
+    assert bucket(one) is None, "the drawn tokens have moved"
 
 
 def test_large_buckets_are_recorded_first():
-    forward = Seen()
-    RecordedDecode(forward, BatchBuilder(BLOCK, CPU), LIMITS, CPU, AgainRecorder())
-    assert [batch.input_ids.shape[1] for batch in forward.batches] == [1, 6, 4, 2, 1]
+    assert [batch.input_ids.shape[1] for batch in Recorded().forward.batches] == [1, 6, 4, 2, 1]
 
 
 # --- one step of a real model ------------------------------------------------------------------------------------------
@@ -174,21 +228,21 @@ def test_a_replayed_step_computes_the_eager_logits_and_writes_nobody_elses_slots
     eager = runner_of(folder, backend=backend())
     replaying = runner_of(folder, recorder := recorder(), backend=backend())
     assert replaying.captured_batch_sizes == (1, 2, 4, 6)
-    scheduled = decoding(contexts, first_block=3)
-    used = {block for item in scheduled for block in item.sequence.blocks}
+    parts = decoding(contexts, first_block=3)
+    plans = {eager: Plans(), replaying: Plans()}
+    used = {block for part in parts for block in part.sequence.blocks}
     others = [block for block in range(40) if block not in used]
     pages = {}
     for runner in (eager, replaying):
         for layer in runner.layers:
             layer.key[others] = layer.value[others] = float("nan")
-        fill(runner, scheduled)
+        fill(runner, parts, plans[runner])
         pages[runner] = [tensor.clone() for layer in runner.layers for tensor in (layer.key, layer.value)]
     before = recorder.replayed
-    plan = StepPlan(tuple(scheduled))
-    got, wanted = replaying.logits(plan), eager.logits(plan)
+    got, wanted = (runner.logits(plans[runner](*parts)) for runner in (replaying, eager))
     assert recorder.replayed == before + (len(contexts) <= 6)
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
-    slots = sorted(item.sequence.blocks[item.start // BLOCK] * BLOCK + item.start % BLOCK for item in scheduled)
+    slots = sorted(part.sequence.blocks[part.start // BLOCK] * BLOCK + part.start % BLOCK for part in parts)
     for runner, kept in pages.items():
         now = [tensor for layer in runner.layers for tensor in (layer.key, layer.value)]
         for old, new in zip(kept, now, strict=True):
@@ -198,27 +252,26 @@ def test_a_replayed_step_computes_the_eager_logits_and_writes_nobody_elses_slots
 
 def test_the_listener_hears_every_layer_in_order_once_a_replayed_step_has_written_it(model_folder):
     runner = runner_of(model_folder("llama"), recorder := TapeRecorder())
-    scheduled = decoding([6, 2])
-    fill(runner, scheduled)
+    parts, plan = decoding([6, 2]), Plans()
+    fill(runner, parts, plan)
     before, heard = recorder.replayed, []
-    slot = scheduled[1].sequence.blocks[0], 1
+    slot = parts[1].sequence.blocks[0], 1
 
     def listen(layer: int) -> None:
         heard.append((layer, bool(runner.layers[layer].key[slot].any())))
 
-    result = runner.run(StepPlan(tuple(scheduled)), listen)
+    result = runner.collect(runner.launch(plan(*parts), listen))
     assert (recorder.replayed, heard) == (before + 1, [(0, True), (1, True)])
     assert len(result.drawn) == 2
 
 
 def test_a_sequence_whose_kv_turned_to_nan_faults_alone_in_a_replayed_step(model_folder):
     runner = runner_of(model_folder("llama"), TapeRecorder())
-    scheduled = decoding([6, 6, 6])
-    fill(runner, scheduled)
-    plan = StepPlan(tuple(scheduled))
-    healthy = [drawn.token for drawn in runner.run(plan).drawn]
-    runner.layers[1].value[scheduled[1].sequence.blocks[0], 1] = float("nan")
-    sick = runner.run(plan)
+    parts, plan = decoding([6, 6, 6]), Plans()
+    fill(runner, parts, plan)
+    healthy = [drawn.token for drawn in run(runner, plan(*parts)).drawn]
+    runner.layers[1].value[parts[1].sequence.blocks[0], 1] = float("nan")
+    sick = run(runner, plan(*parts))
     assert sick.faults == {1: "the logits are not finite"}
     assert [drawn.token for drawn in sick.drawn] == [healthy[0], -1, healthy[2]]
 
@@ -329,8 +382,8 @@ def serve(runner: TorchRunner, sequences: list[Sequence]) -> set[int]:
                 engine.add(arriving.pop(0))
         output = engine.step()
         assert output.failed == ()
-        if output.plan is not None and all(item.count == 1 and item.samples for item in output.plan.scheduled):
-            sizes.add(len(output.plan.scheduled))
+        if output.parts and all(part.count == 1 and part.samples for part in output.parts):
+            sizes.add(len(output.parts))
     assert engine.invariants() == []
     return sizes
 

@@ -8,12 +8,14 @@ from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from core.clock import ManualClock
 from core.config import EngineConfig
+from core.request import FinishReason
 from core.sampling import SamplingParams
 from engine.attention.select import select
 from engine.engine import Engine
@@ -107,10 +109,11 @@ def serve(runner: TorchRunner, sequences: list[Sequence], config: EngineConfig =
     return [sequence.tokens[sequence.prompt_tokens :] for sequence in sequences]
 
 
-def small_runner(folder: Path, num_blocks: int, attention: str = "auto") -> TorchRunner:
+def small_runner(folder: Path, num_blocks: int, attention: str = "auto", steps_ahead: int | None = None) -> TorchRunner:
     loaded = load_model(folder)
     selection = select(attention, loaded.layers, loaded.dtype, loaded.device)
-    return TorchRunner(loaded, selection, allocate(layout_of(loaded.layers, loaded.dtype, 8), num_blocks, loaded.device))
+    cache = allocate(layout_of(loaded.layers, loaded.dtype, 8), num_blocks, loaded.device)
+    return TorchRunner(loaded, selection, cache, steps_ahead=steps_ahead)
 
 
 def reference_model(folder: Path, architecture: str = "", dtype: torch.dtype = torch.float32) -> Any:
@@ -223,6 +226,52 @@ def mixed_sampling(prompts: list[list[int]]) -> list[Sequence]:
         )
         for i, prompt in enumerate(prompts)
     ]
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_steps_launched_before_the_last_ones_tokens_are_known_give_generates_tokens(architecture, model_folder):
+    folder, prompts = model_folder(architecture, **FAMILIES[architecture]), ragged_prompts(32)
+    sequences = greedy(prompts)
+    outputs = serve(small_runner(folder, num_blocks=30, steps_ahead=1), sequences)
+    assert sum(s.preemptions for s in sequences) > 0
+    assert sum(s.cached_tokens for s in sequences) > 0
+    model = reference_model(folder, architecture)
+    assert outputs == [generated(model, prompt) for prompt in prompts]
+
+
+def stopping_anywhere(folder: Path, prompts: list[list[int]]) -> list[Sequence]:
+    """Every style of sampling, some of which end by an end of sequence, by a stop id, or not before `min_tokens`."""
+    usual = serve(small_runner(folder, num_blocks=60), mixed_sampling(prompts))
+    sequences = mixed_sampling(prompts)
+    for i, sequence in enumerate(sequences):
+        stops = (usual[i][(3 + i) % OUTPUT],)  # it will be drawn for sure
+        changes = [{"stop_token_ids": stops}, {"stop_token_ids": stops, "min_tokens": 6}, {"ignore_eos": False}, {"logprobs": 3}]
+        sequence.sampling = msgspec.structs.replace(sequence.sampling, **changes[i % len(changes)])
+    return sequences
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "mixtral", "gpt2"])
+def test_any_sampling_draws_the_same_when_steps_are_launched_ahead(architecture, model_folder):
+    folder, prompts = model_folder(architecture, **FAMILIES[architecture]), ragged_prompts(20, seed=8)
+    outcomes = []
+    for steps_ahead in (0, 1, 2):
+        sequences = stopping_anywhere(folder, prompts)
+        engine = Engine(small_runner(folder, num_blocks=26, steps_ahead=steps_ahead), CONFIG, ManualClock())
+        for sequence in sequences:
+            engine.add(sequence)
+        drawn = []
+        while engine.has_work:
+            output = engine.step()
+            assert output.failed == ()
+            drawn += [(n.sequence.sequence_id, n.position, n.token, n.finish, n.stop_token) for n in output.tokens]
+            for new in output.tokens:
+                assert (new.logprobs is None) == (new.sequence.sampling.logprobs is None)
+        assert engine.invariants() == []
+        assert sum(s.preemptions for s in sequences) > 0
+        outcomes.append(sorted(drawn))
+    assert outcomes[1] == outcomes[0]
+    assert outcomes[2] == outcomes[0]
+    assert {finish for *_, finish, _ in outcomes[0]} == {None, FinishReason.LENGTH, FinishReason.STOP}
 
 
 def test_seeded_sampling_draws_the_same_alone_and_in_a_crowd(model_folder):

@@ -8,10 +8,13 @@ import pytest
 from core.clock import ManualClock
 from core.cost import CostModel
 from core.sampling import SamplingParams
-from engine.plan import Scheduled, StepPlan
+from engine.decision import Part
+from engine.plan import LayerListener, StepPlan, StepResult
+from engine.plan_writer import PlanWriter
 from engine.sequence import Sequence
 from engine.simulated_runner import SimulatedRunner
 from tests.support.engines import EOS, VOCAB, layout, run_alone, sequence, simulated_runner
+from tests.support.plans import Plans
 
 COST = CostModel(step_s=1.0, prefill_token_s=0.1, attention_s=0.0, decode_sequence_s=0.01, decode_context_s=0.001)
 
@@ -21,18 +24,25 @@ def sampling(seed: int = 0, temperature: float = 1.0, logprobs: int | None = Non
 
 
 def whole(owner: Sequence) -> StepPlan:
-    return StepPlan((Scheduled(owner, 0, len(owner.tokens), True),))
+    return Plans()(Part(owner, 0, len(owner.tokens), True))
+
+
+def run(runner: SimulatedRunner, plan: StepPlan, on_layer: LayerListener | None = None) -> StepResult:
+    """The plan by itself, without a trace."""
+    result = runner.collect(runner.launch(plan, on_layer))
+    runner._rows.clear()
+    return result
 
 
 def draw(runner: SimulatedRunner, tokens: list[int], params: SamplingParams) -> int:
-    return runner.run(whole(sequence("s", tokens, sampling=params))).drawn[0].token
+    return run(runner, whole(sequence("s", tokens, sampling=params))).drawn[0].token
 
 
 def test_a_step_takes_the_time_of_its_plan() -> None:
     clock = ManualClock()
     runner = simulated_runner(clock=clock, cost=COST)
     decoding, reading = sequence("d", [1] * 10), sequence("p", [2] * 30)
-    result = runner.run(StepPlan((Scheduled(decoding, 9, 1, True), Scheduled(reading, 0, 20, False))))
+    result = run(runner, Plans()(Part(decoding, 9, 1, True), Part(reading, 0, 20, False)))
     assert clock.now() == pytest.approx(1.0 + 0.01 + 10 * 0.001 + 20 * 0.1)
     assert len(result.drawn) == 1
 
@@ -46,7 +56,7 @@ def test_layers_are_reported_in_order_spread_over_the_step() -> None:
     clock = ManualClock()
     runner = simulated_runner(clock=clock, cost=COST)
     seen: list[tuple[int, float]] = []
-    runner.run(whole(sequence("p", [1] * 10)), lambda layer: seen.append((layer, clock.now())))
+    run(runner, whole(sequence("p", [1] * 10)), lambda layer: seen.append((layer, clock.now())))
     assert seen == [(0, pytest.approx(1.0)), (1, pytest.approx(2.0))]
 
 
@@ -57,27 +67,27 @@ def test_oversleeping_after_one_layer_is_made_up_for_after_the_next() -> None:
         clock.advance(seconds + 0.25)
 
     runner = SimulatedRunner(layout(4, layers=4), 8, 64, VOCAB, COST, oversleep, clock=clock)
-    runner.run(whole(sequence("p", [1] * 10)), lambda layer: None)
+    run(runner, whole(sequence("p", [1] * 10)), lambda layer: None)
     assert clock.now() == pytest.approx(2.25)
 
 
 def test_a_slow_listener_counts_into_the_time_of_the_step() -> None:
     clock = ManualClock()
     runner = simulated_runner(clock=clock, cost=COST)
-    runner.run(whole(sequence("p", [1] * 10)), lambda layer: clock.advance(0.5))
+    run(runner, whole(sequence("p", [1] * 10)), lambda layer: clock.advance(0.5))
     assert clock.now() == pytest.approx(2.5)
 
 
 def test_without_a_clock_every_layer_sleeps_its_share() -> None:
     slept: list[float] = []
     runner = SimulatedRunner(layout(4, layers=4), 8, 64, VOCAB, COST, slept.append)
-    runner.run(whole(sequence("p", [1] * 10)), lambda layer: None)
+    run(runner, whole(sequence("p", [1] * 10)), lambda layer: None)
     assert slept == [pytest.approx(0.5)] * 4
 
 
 def test_without_sleep_a_step_takes_no_time_and_still_reports_layers() -> None:
     seen: list[int] = []
-    SimulatedRunner(layout(4), 8, 64, VOCAB, CostModel(step_s=1e6), None).run(whole(sequence("p", [1])), seen.append)
+    run(SimulatedRunner(layout(4), 8, 64, VOCAB, CostModel(step_s=1e6), None), whole(sequence("p", [1])), seen.append)
     assert seen == [0, 1]
 
 
@@ -95,12 +105,15 @@ def test_greedy_outputs_do_not_depend_on_the_seed() -> None:
     assert run_alone([1, 2], sampling(1, 0.0)) == run_alone([1, 2], sampling(2, 0.0))
 
 
-def test_a_sequence_read_piecewise_draws_what_one_read_at_once_does() -> None:
-    runner, growing = simulated_runner(), sequence("g", [1], sampling=sampling())
-    for token in (5, 9, 2):
-        runner.run(whole(growing))
-        growing.tokens.append(token)
-    assert runner.run(whole(growing)).drawn[0].token == draw(runner, [1, 5, 9, 2], sampling())
+def test_a_row_goes_on_from_the_tokens_that_it_drew_as_one_admitted_with_them_does() -> None:
+    runner, growing = simulated_runner(), sequence("g", [1, 5], sampling=sampling())
+    plans = PlanWriter()
+    growing.blocks = [0]
+    for end in range(2, 7):
+        start = end - 1 if end > 2 else 0
+        (drawn,) = runner.collect(runner.launch(plans.write((Part(growing, start, end - start, True),)))).drawn
+        assert drawn.token == draw(simulated_runner(), growing.tokens, sampling())
+        growing.tokens.append(drawn.token)
 
 
 def test_tokens_cover_the_vocabulary_without_its_ends() -> None:
@@ -131,7 +144,7 @@ def test_logprobs_are_a_distribution_that_holds_the_drawn_token(temperature: flo
     runner = simulated_runner(eos_chance=eos_chance)
     for token in range(VOCAB):
         params = sampling(temperature=temperature, logprobs=20)
-        drawn = runner.run(whole(sequence("s", [token], sampling=params))).drawn[0]
+        drawn = run(runner, whole(sequence("s", [token], sampling=params))).drawn[0]
         assert drawn.logprobs is not None
         top = dict(drawn.logprobs.top)
         values = [logprob for _, logprob in drawn.logprobs.top]
@@ -143,8 +156,8 @@ def test_logprobs_are_a_distribution_that_holds_the_drawn_token(temperature: flo
 
 def test_logprobs_come_only_when_asked_for_and_do_not_change_the_draw() -> None:
     runner = simulated_runner()
-    plain = runner.run(whole(sequence("a", [1, 2], sampling=sampling()))).drawn[0]
-    asked = runner.run(whole(sequence("b", [1, 2], sampling=sampling(logprobs=0)))).drawn[0]
+    plain = run(runner, whole(sequence("a", [1, 2], sampling=sampling()))).drawn[0]
+    asked = run(runner, whole(sequence("b", [1, 2], sampling=sampling(logprobs=0)))).drawn[0]
     assert plain.logprobs is None
     assert asked.logprobs is not None
     assert asked.logprobs.top == ()

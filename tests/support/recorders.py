@@ -78,3 +78,19 @@ def waits(function: Any, args: Any) -> bool:
 
 def storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+class CopiedInts(TorchDispatchMode):
+    """Counts the numbers that come from the host while it is active: those copied into tensors that stay, and those that are
+    indexes of, or values for, such tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten.copy_.default:
+            self.count += args[1].numel()
+        elif function in (torch.ops.aten.index_copy_.default, torch.ops.aten.index_fill_.int_Scalar):
+            self.count += sum(arg.numel() for arg in args[2:] if isinstance(arg, torch.Tensor))
+        return function(*args, **(kwargs or {}))
