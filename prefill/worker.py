@@ -26,7 +26,7 @@ import structlog
 
 from core.attempts import Effect, Ending, Half, Phase
 from core.clock import Clock
-from core.errors import HetServeError, InvalidRequest, TransferError
+from core.errors import HetServeError, InvalidRequest
 from core.messages import Grant, Handoff, ServedBy, Submit, TokenItem, TokenLogprobs
 from core.tokens import unpack_tokens
 from engine.decision import Part
@@ -191,19 +191,14 @@ class PrefillWorker:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _open_session(self, reading: Reading, grant: Grant) -> None:
-        """Start pushing, beginning with all that is written already."""
-        tokens = _prefilled_tokens(reading)
-        if not 0 <= grant.first_token <= tokens:
-            error = TransferError(f"Got a grant from token {grant.first_token} on but expected one within {tokens}")
-            self._book.fail(reading.attempt, error)
-            return
+        """Start pushing, beginning with all that is written already. What is wrong with the grant's terms is an event."""
         session = reading.session = self._sender.begin(
             attempt=reading.attempt.name,
             grant=grant.grant,
             endpoint=grant.kv_endpoint,
             blocks=reading.sequence.blocks,
             first_token=grant.first_token,
-            num_tokens=tokens,
+            num_tokens=_prefilled_tokens(reading),
             lease_s=grant.lease_s,
             incarnation=grant.decode.incarnation,
         )

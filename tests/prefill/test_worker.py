@@ -168,7 +168,8 @@ def test_a_grant_that_comes_again_changes_nothing() -> None:
     rig.step()
     for number in (1, 1, 2):
         rig.grant(number=number)
-    assert rig.sender.used == {("d:1", 1)}
+    assert rig.sender.sessions["a"].grant == 1
+    assert rig.sender.failed == []
     assert rig.handoff().tokens == 10
 
 
@@ -197,10 +198,26 @@ def test_a_grant_from_beyond_the_prompt_on_fails_its_attempt_alone(first_token: 
     rig.submit("b")
     rig.step()
     rig.grant("a", first_token=first_token)
+    for event in rig.sender.failed:
+        rig.worker.send_failed(event)
     assert failure(rig.peers.take(GATEWAY)) == TransferError.code
     rig.grant("b", number=2)
     assert rig.handoff("b").tokens == 10
     assert rig.book.get("a") is None
+
+
+def test_a_number_that_was_used_before_fails_its_attempt_alone() -> None:
+    rig = Rig()
+    for attempt in ("a", "b"):
+        rig.submit(attempt)
+    rig.step()
+    rig.grant("a", number=1)
+    rig.grant("b", number=1)
+    for event in rig.sender.failed:
+        rig.worker.send_failed(event)
+    assert failure(rig.peers.take(GATEWAY)) == TransferError.code
+    assert rig.handoff("a").tokens == 10
+    assert rig.book.get("b") is None
 
 
 def taken_back(rig: Rig, after: int) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from core.clock import ManualClock
 from core.config import EngineConfig
 from core.cost import CostModel
+from core.errors import TransferError
 from core.layout import KVLayout, LayerShape
 from core.messages import Address, Message, Submit
 from core.sampling import SamplingParams
@@ -16,6 +17,8 @@ from core.tokens import pack_tokens
 from core.wire import decode, encode
 from engine.engine import Engine
 from engine.simulated_runner import SimulatedRunner
+from kv_transfer.events import SendFailed
+from kv_transfer.store import Fence
 from kv_transfer.terms import check_push, check_room, check_tail, check_terms
 
 PREFILL = Address("prefill", 1, "tcp://prefill")
@@ -24,7 +27,6 @@ GATEWAY = Address("gateway", 1, "tcp://gateway")
 LAYERS = 2
 BLOCK_SIZE = 4
 LEASE_S = 5.0
-LAYOUT = KVLayout.whole(layers=(LayerShape(1, 4, 4),) * LAYERS, dtype="float32", block_size=BLOCK_SIZE)
 
 
 @dataclass
@@ -78,10 +80,12 @@ class FakeMailbox:
         pass
 
 
+LAYOUT = KVLayout.whole(layers=(LayerShape(1, 4, 4),) * LAYERS, dtype="float32", block_size=BLOCK_SIZE)
+
+
 @dataclass
 class FakeSession:
-    """Holds its worker to the rules of `kv_transfer.sessions`: pushes in range, from blocks that stay, a finish when all is
-    there."""
+    """Remembers which tokens of which layer were pushed. A call that would fail a real session fails the test."""
 
     attempt: str
     grant: int
@@ -89,41 +93,49 @@ class FakeSession:
     first_token: int
     num_tokens: int
     pushed: dict[int, set[int]] = field(default_factory=dict)
-    fences: list[object] = field(default_factory=list)
+    fences: list[Fence | None] = field(default_factory=list)
     tail: bytes | None = None
     aborted: str | None = None
     ended: bool = False
 
-    def push(self, layer: int, start: int, count: int, fence: object = None) -> None:
+    def push(self, layer: int, start: int, count: int, fence: Fence | None = None) -> None:
+        if self.ended:
+            return
         assert self.tail is None
-        assert self.aborted is None
         check_push(LAYOUT, layer, start, count)
-        check_room(LAYOUT, len(self.blocks), start + count)
-        wanted = set(range(max(start, self.first_token), min(start + count, self.num_tokens)))
-        self.pushed.setdefault(layer, set()).update(wanted)
+        stop = min(start + count, self.num_tokens)
+        if stop > max(start, self.first_token):
+            check_room(LAYOUT, len(self.blocks), stop)
+        self.pushed.setdefault(layer, set()).update(range(max(start, self.first_token), stop))
         self.fences.append(fence)
 
     def finish(self, tail: bytes) -> None:
+        if self.ended:
+            return
         everything = set(range(self.first_token, self.num_tokens))
-        assert all(self.pushed.get(layer, set()) == everything for layer in range(LAYERS)), self.pushed
         assert self.tail is None
+        assert all(self.pushed.get(layer, set()) == everything for layer in range(LAYERS)), self.pushed
         check_tail(tail)
         self.tail = tail
 
     def abort(self, reason: str) -> bool:
+        if self.ended:
+            return False
         self.aborted, self.ended = reason, True
         return True
 
 
 @dataclass
 class FakeSender:
-    """Refuses what a real one refuses: two sessions for one grant at one endpoint, ranges that make no sense."""
+    """Takes what the real one takes. `failed` are the events of sessions that could not be."""
 
     sessions: dict[str, FakeSession] = field(default_factory=dict)
-    used: set[tuple[str, int]] = field(default_factory=set)
+    failed: list[SendFailed] = field(default_factory=list)
+    _grants: set[tuple[str, int | None, int]] = field(default_factory=set)
 
     def begin(
         self,
+        *,
         attempt: str,
         grant: int,
         endpoint: str,
@@ -134,18 +146,22 @@ class FakeSender:
         incarnation: int | None = None,
         windowed: bool = False,
     ) -> FakeSession:
-        assert (endpoint, grant) not in self.used
-        check_terms(grant, first_token, num_tokens, lease_s)
-        self.used.add((endpoint, grant))
         session = self.sessions[attempt] = FakeSession(attempt, grant, blocks, first_token, num_tokens)
+        try:
+            check_terms(grant, first_token, num_tokens, lease_s)
+            if (endpoint, incarnation, grant) in self._grants:
+                raise ValueError(f"Got grant {grant} twice")
+        except ValueError as error:
+            session.ended = True
+            self.failed.append(SendFailed(attempt, TransferError(str(error))))
+        self._grants.add((endpoint, incarnation, grant))
         return session
-
-    def close(self) -> None:
-        pass
 
 
 @dataclass
 class FakeReceiver:
+    """Takes what the real one takes."""
+
     endpoint: str = "127.0.0.1:1"
     grants: dict[int, str] = field(default_factory=dict)
     renewed: list[int] = field(default_factory=list)
@@ -156,6 +172,7 @@ class FakeReceiver:
 
     def open(
         self,
+        *,
         grant: int,
         attempt: str,
         blocks: Sequence[int],
@@ -164,8 +181,10 @@ class FakeReceiver:
         lease_s: float,
         windowed: bool = False,
     ) -> None:
-        if grant in self.grants or len(blocks) * BLOCK_SIZE < num_tokens:
-            raise ValueError("open already, or too few blocks")
+        check_terms(grant, first_token, num_tokens, lease_s)
+        check_room(LAYOUT, len(blocks), num_tokens)
+        if grant in self.grants:
+            raise ValueError(f"Got {grant = } but it is open already")
         self.grants[grant] = attempt
 
     def renew(self, grant: int) -> bool:
@@ -174,9 +193,6 @@ class FakeReceiver:
 
     def close(self, grant: int, reason: str) -> bool:
         return self.grants.pop(grant, None) is not None
-
-    def stop(self) -> None:
-        pass
 
 
 def engine(clock: ManualClock, num_blocks: int = 64, **config: object) -> Engine:
