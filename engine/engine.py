@@ -12,8 +12,8 @@ sees: what a step computes counts only for sequences that still live in the bloc
 
 Tokens are emitted once, by the collection of the step that drew them. A sequence ends when `NewToken.finish` is set, or in
 `StepOutput.failed`, or by `cancel`; with `hold` it goes to HELD with its first token, finished or not, and lives until
-`release` or `cancel`. Before `pin`, it may lose its blocks to an older claim: then it is read again, and emits the same token once
-more.
+`release` or `cancel`. Before `pin`, it may lose its blocks to an older claim: then it is read again, and emits the same token
+once more.
 
 Not thread-safe: one thread calls it, also while steps are in flight; `load` alone may be called by any thread at any time.
 
