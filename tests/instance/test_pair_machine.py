@@ -1,6 +1,6 @@
-"""Anything, in any order, happens to a pair of instances and their mail: attempts begin, are cancelled, lose messages, see one side
-die and come back, or change its role. Once the mail works again, each stream has ended exactly or in one typed error, and nothing
-is left over."""
+"""Anything, in any order, happens to a pair of instances and their mail: attempts begin, are cancelled, lose messages, see one
+side die and come back, or change its role. Once the mail works again, each stream has ended exactly or in one typed error, and
+nothing is left over."""
 
 from __future__ import annotations
 
