@@ -12,8 +12,8 @@ sees: what a step computes counts only for sequences that still live in the bloc
 
 Tokens are emitted once, by the collection of the step that drew them. A sequence ends when `NewToken.finish` is set, or in
 `StepOutput.failed`, or by `cancel`; with `hold` it goes to HELD with its first token, finished or not, and lives until
-`release` or `cancel`. Before `pin`, it may lose its blocks to an older claim: then it is read again, and emits the same token once
-more.
+`release` or `cancel`. Before `pin`, it may lose its blocks to an older claim: then it is read again, and emits the same token
+once more.
 
 Not thread-safe: one thread calls it, also while steps are in flight; `load` alone may be called by any thread at any time.
 
@@ -119,6 +119,11 @@ class Engine:
         kept for transfers says no, and then there is no work until a sequence comes, goes or starts: so
         `while has_work: step()` never spins."""
         return bool(self._flying) or self._scheduler.has_work
+
+    @property
+    def recomputed_tokens(self) -> int:
+        """Tokens whose KV was given up to others and is computed again, since the start."""
+        return self._scheduler.recomputed_tokens
 
     @property
     def in_flight(self) -> int:

@@ -45,9 +45,7 @@ class TorchStep:
         self._draws = draws
         self._sampling = sampling
         # Behind all that the launch enqueued, so that also a step that draws nothing is over only once its KV is written.
-        self._over = _sleeping_event() if device.type == "cuda" else None
-        if self._over is not None:
-            self._over.record(torch.cuda.current_stream(device))
+        self._over = mark_end(device)
 
     @property
     def done(self) -> bool:
@@ -345,9 +343,13 @@ def _decode_plan(sequences: int, blocks: int, vocab_size: int) -> StepPlan:
     return trial_plan(tokens, [range(row * blocks, (row + 1) * blocks) for row in range(sequences)], start=1)
 
 
-def _sleeping_event() -> torch.cuda.Event:
-    """Waiting for it sleeps rather than spins."""
-    return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+def mark_end(device: torch.device) -> torch.cuda.Event | None:
+    """An event behind all that is enqueued on the current stream, waiting for which sleeps; None on a CPU, which is done."""
+    if device.type != "cuda":
+        return None
+    event: torch.cuda.Event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def _default_device() -> torch.device:

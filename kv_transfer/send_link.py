@@ -83,7 +83,8 @@ class SendLink:
                 session.state = State.ENDED
                 return False
             self._sessions[session.outbound.grant] = session
-            self._queue(session)
+            if self._state is not LinkState.UP:  # else its BEGIN can leave with its first piece
+                self._queue(session)
             return True
 
     def push(self, session: LinkSession, layer: int, start: int, count: int, fence: Fence | None = None) -> None:
@@ -116,7 +117,7 @@ class SendLink:
         with self._changed:
             for session in self._sessions.values():
                 if session.expires_s is None:
-                    if session.outbound.pending():
+                    if session in self._ready:
                         left_s.append(session.lease_s)
                         self._watch(session, now_s)
                 elif session.expires_s <= now_s:

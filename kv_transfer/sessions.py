@@ -48,8 +48,9 @@ class SendSession(Protocol):
         """Everything has been pushed; `tail` (at most 32 KiB) goes to the receiving worker with the commit."""
 
     def abort(self, reason: str) -> bool:
-        """Give up: once this returns, the store is no more read for the session. The peer is told; there is no event.
-        Waits for at most one piece that is being read. False if the session had ended before."""
+        """Give up: once this returns, the store is no more read for the session. There is no event; the peer is told if it has
+        heard of the session, which it has at the latest with the first push. Waits for at most one piece that is being read.
+        False if the session had ended before."""
 
 
 class Sender(Protocol):

@@ -60,6 +60,44 @@ def test_layers_are_reported_in_order_spread_over_the_step() -> None:
     assert seen == [(0, pytest.approx(1.0)), (1, pytest.approx(2.0))]
 
 
+def test_a_launched_step_takes_its_time_whether_anybody_waits_or_not() -> None:
+    clock = ManualClock()
+    runner = simulated_runner(clock=clock, cost=COST, steps_ahead=1)
+    plans = Plans()
+    step = runner.launch(plans(Part(sequence("p", [1] * 10), 0, 10, True)))
+    assert (step.done, step.begins_s, step.done_at_s, clock.now()) == (False, 0.0, pytest.approx(2.0), 0.0)
+    clock.advance(5.0)
+    assert step.done
+    runner.collect(step)
+    assert clock.now() == 5.0
+    assert runner.steps_ahead == 1
+
+
+def test_a_step_begins_when_the_one_before_it_is_over_or_when_it_is_launched() -> None:
+    clock = ManualClock()
+    runner = simulated_runner(clock=clock, cost=COST, steps_ahead=1)
+    prompt, plans = Part(sequence("p", [1] * 10), 0, 10, True), Plans()
+    first, second = runner.launch(plans(prompt)), runner.launch(plans(prompt))
+    assert (second.begins_s, second.done_at_s) == (pytest.approx(2.0), pytest.approx(4.0))
+    runner.collect(first)
+    assert clock.now() == pytest.approx(2.0)
+    runner.collect(second)
+    clock.advance(3.0)
+    third = runner.launch(plans(prompt))
+    assert third.begins_s == clock.now() == pytest.approx(7.0)
+
+
+def test_layers_of_a_step_that_is_collected_late_are_reported_at_once() -> None:
+    clock = ManualClock()
+    runner = simulated_runner(clock=clock, cost=COST)
+    seen: list[tuple[int, float]] = []
+    step = runner.launch(whole(sequence("p", [1] * 10)), lambda layer: seen.append((layer, clock.now())))
+    assert seen == []
+    clock.advance(1.5)
+    runner.collect(step)
+    assert seen == [(0, 1.5), (1, pytest.approx(2.0))]
+
+
 def test_oversleeping_after_one_layer_is_made_up_for_after_the_next() -> None:
     clock = ManualClock()
 

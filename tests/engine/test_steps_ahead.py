@@ -1,7 +1,7 @@
 """Steps that are decided before the last ones are known: what is launched, what counts, and which blocks may be handed out.
 
-The runner's device reads and writes KV at the last moment, when a step is collected, so that whoever is given a block under a step
-in flight is found out (`KVCheckingRunner`).
+The runner's device reads and writes KV at the last moment, when a step is collected, so that whoever is given a block under a
+step in flight is found out (`KVCheckingRunner`).
 """
 
 from __future__ import annotations

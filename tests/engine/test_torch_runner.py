@@ -122,3 +122,43 @@ def test_a_penalised_row_that_drew_its_output_draws_what_one_that_comes_with_it_
         assert run(runner, plans.write_alone(with_output)).drawn == (drawn,)
         s.tokens.append(drawn.token)
     assert len(set(s.tokens)) > 5
+
+
+class Event:
+    """A CUDA event's twin: the device passes it when the test says so."""
+
+    def __init__(self) -> None:
+        self.passed = False
+        self.waited = 0
+
+    def query(self) -> bool:
+        return self.passed
+
+    def synchronize(self) -> None:
+        self.waited += 1
+
+
+@pytest.mark.parametrize("samples", [True, False])
+def test_a_step_is_over_when_the_device_has_passed_its_end_also_where_nothing_is_drawn(runner, plan, monkeypatch, samples):
+    event = Event()
+    monkeypatch.setattr("engine.torch_runner.mark_end", lambda device: event)
+    step = runner.launch(plan(Part(sequence("a", [5, 6, 7], [3]), 0, 3 if samples else 2, samples)))
+    assert (step.done, event.waited) == (False, 0)
+    assert len(runner.collect(step).drawn) == samples
+    assert event.waited == 1
+    event.passed = True
+    assert step.done
+
+
+def test_a_runner_takes_a_step_ahead_only_where_a_device_computes_meanwhile(runner, model_folder):
+    assert runner.steps_ahead == 0
+
+
+def test_rows_change_even_where_the_computation_fails(runner, plan, monkeypatch):
+    """Otherwise the next plan would drop rows that were never there."""
+    s = sequence("a", [5, 6, 7], [3])
+    monkeypatch.setattr("engine.torch_runner._forward", Event.synchronize)
+    with pytest.raises(TypeError):
+        runner.launch(plan(Part(s, 0, 3, True)))
+    monkeypatch.undo()
+    assert len(run(runner, plan(Part(s, 0, 3, True))).drawn) == 1

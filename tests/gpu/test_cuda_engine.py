@@ -7,9 +7,12 @@ import torch
 
 from core.clock import ManualClock
 from core.config import EngineConfig
+from engine.decision import Part
 from engine.engine import Engine
 from engine.torch_runner import TorchRunner
-from tests.gpu.rig import copy_kv, finish, generated, reference, sequences
+from tests.gpu.rig import finish, generated, reference, sequences
+from tests.support.hand_over import HandOver
+from tests.support.plans import Plans
 from tooling.model_factory import make_model
 
 pytestmark = pytest.mark.gpu
@@ -21,24 +24,68 @@ def test_a_prefill_and_a_decode_engine_on_one_gpu_give_generates_tokens(cuda, tm
     shared = {"attention": "sdpa", "kv_bytes": 4 << 20, "max_num_batched_tokens": 64}
     prefill = TorchRunner.load(folder, EngineConfig(block_size=16, **shared), dtype="float32", device=cuda)
     decode = TorchRunner.load(folder, EngineConfig(block_size=32, **shared), dtype="float32", device=cuda)
-    assert prefill.fingerprint == decode.fingerprint
-    reader = Engine(prefill, EngineConfig(), ManualClock())
-    writer = Engine(decode, EngineConfig(), ManualClock())
-    read = sequences(prompts, hold=True)
-    for sequence in read:
-        reader.add(sequence)
-    finish(reader)
+    assert prefill.steps_ahead == decode.steps_ahead == 1
     written = sequences(prompts)
-    for held, sequence in zip(read, written, strict=True):
-        writer.reserve(sequence)
-        writer.admissions()
-        copy_kv(prefill, held.blocks, decode, sequence.blocks, len(sequence.tokens))
-        writer.start(sequence, held.tokens[-1])
-        reader.release(held.sequence_id)
-    finish(writer)
-    assert reader.invariants() == writer.invariants() == []
+    with HandOver(prefill, decode, EngineConfig(max_num_batched_tokens=64)) as pair:
+        pair.serve(sequences(prompts, hold=True), written)
     model = reference(folder, cuda, torch.float32)
     assert [s.tokens for s in written] == [generated(model, prompt, cuda) for prompt in prompts]
+
+
+@pytest.mark.parametrize("steps_ahead", [0, 2])
+def test_steps_launched_ahead_change_no_token_under_preemption_stops_and_penalties(cuda, tmp_path, prompts, steps_ahead):
+    folder = make_model(tmp_path / "m", "llama")
+    config = EngineConfig(attention="sdpa", max_num_batched_tokens=64, kv_bytes=40 * 16 * 512, block_size=16)
+    outcomes = []
+    for ahead in (1, steps_ahead):
+        runner = TorchRunner.load(folder, config, dtype="float32", device=cuda)
+        runner._steps_ahead = ahead
+        served = sequences(prompts, temperature=0.8, seed=5, repetition_penalty=1.3, presence_penalty=0.4, ignore_eos=False)
+        engine = Engine(runner, config, ManualClock())
+        for sequence in served:
+            engine.add(sequence)
+        finish(engine)
+        assert engine.invariants() == []
+        assert sum(sequence.preemptions for sequence in served) > 0
+        outcomes.append([sequence.tokens for sequence in served])
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("samples", [True, False])
+def test_a_collected_step_has_written_its_kv_also_where_it_draws_nothing(cuda, tmp_path, samples):
+    folder = make_model(tmp_path / "m", "llama")
+    config = EngineConfig(attention="sdpa", kv_bytes=1 << 20, block_size=16)
+    runner = TorchRunner.load(folder, config, dtype="float32", device=cuda)
+    (sequence,) = sequences([[5, 6, 7, 8]])
+    sequence.blocks = [3]
+    step = runner.launch(
+        Plans()(Part(sequence, 0, 4 if samples else 3, samples)),
+        lambda layer: torch.cuda._sleep(200_000_000) if layer == 0 else None,  # a device far behind its host
+    )
+    assert not step.done
+    runner.collect(step)
+    assert step.done
+    with torch.cuda.stream(torch.cuda.Stream(cuda)):
+        assert all(bool(pages[3, 2].any()) for layer in runner.layers for pages in (layer.key, layer.value))
+
+
+def test_a_launch_waits_for_nothing(cuda, tmp_path, prompts):
+    """Decode steps of every style of sampling are enqueued behind one that does not end, and none of them is over."""
+    folder = make_model(tmp_path / "m", "llama")
+    config = EngineConfig(attention="sdpa", kv_bytes=4 << 20)
+    runner = TorchRunner.load(folder, config, dtype="float32", device=cuda)
+    served = sequences(prompts, temperature=0.8, top_p=0.9, top_k=20, repetition_penalty=1.2, logprobs=2, logit_bias={7: 1.0})
+    engine = Engine(runner, config, ManualClock())
+    for sequence in served:
+        engine.add(sequence)
+    while any(sequence.output_tokens < 2 for sequence in served):
+        engine.step()
+    while engine.in_flight:
+        engine.collect()
+    torch.cuda._sleep(2_000_000_000)
+    assert [engine.launch(), engine.launch()] == [True, True]
+    assert not engine.ready, "a launch waited for the device"
+    finish(engine)
 
 
 def test_bf16_with_the_best_backend_differs_only_where_the_reference_is_undecided(cuda, tmp_path, prompts):

@@ -13,16 +13,18 @@ from engine.attention.sdpa import SdpaAttention
 from engine.attention.select import Selection, select
 from engine.attention.varlen import VarlenAttention
 from engine.cuda_graph import CudaRecorder
+from engine.decision import Part
 from engine.engine import Engine
 from engine.kv_cache import allocate, layout_of
 from engine.model import load_model
-from engine.plan import Scheduled, StepPlan
 from engine.torch_runner import TorchRunner
-from tests.gpu.rig import copy_kv, finish, generated, reference, sequences
+from tests.gpu.rig import finish, generated, reference, sequences
+from tests.support.hand_over import HandOver
+from tests.support.plans import Plans
 from tooling.model_factory import make_model
 
 pytestmark = pytest.mark.gpu
-CONFIG = EngineConfig(max_num_seqs=12, max_num_batched_tokens=64, headroom_tokens=0)
+CONFIG = EngineConfig(max_num_seqs=12, max_num_batched_tokens=64)
 
 
 class RecordableSdpa(SdpaAttention):
@@ -85,19 +87,9 @@ def test_a_prefill_engine_and_a_replaying_decode_engine_side_by_side_give_genera
     folder = make_model(tmp_path / "m", "gemma3_text", sliding_window=24)
     prefill = runner_of(folder, cuda, num_blocks=200)
     decode = runner_of(folder, cuda, CudaRecorder(cuda), block_size=32, num_blocks=100)
-    reader, writer = (Engine(runner, CONFIG, ManualClock()) for runner in (prefill, decode))
-    read, written = sequences(prompts, hold=True), sequences(prompts)
-    for sequence in read:
-        reader.add(sequence)
-    finish(reader)
-    for held, sequence in zip(read, written, strict=True):
-        writer.reserve(sequence)
-        writer.admissions()
-        copy_kv(prefill, held.blocks, decode, sequence.blocks, len(sequence.tokens))
-        writer.start(sequence, held.tokens[-1])
-        reader.release(held.sequence_id)
-    finish(writer)
-    assert reader.invariants() == writer.invariants() == []
+    written = sequences(prompts)
+    with HandOver(prefill, decode, CONFIG) as pair:
+        pair.serve(sequences(prompts, hold=True), written)
     model = reference(folder, cuda, torch.float32)
     assert [s.tokens for s in written] == [generated(model, prompt, cuda) for prompt in prompts]
 
@@ -114,12 +106,12 @@ def test_torchs_own_kernel_is_recorded_in_bf16_and_replays_close_to_the_eager_lo
     items = []
     for i, sequence in enumerate(sequences([[5 + i + j for j in range(40 + 9 * i)] for i in range(11)])):
         sequence.blocks = [19 - i]
-        items.append(Scheduled(sequence, len(sequence.tokens) - 1, 1, True))
+        items.append(Part(sequence, len(sequence.tokens) - 1, 1, True))
+    plans = {eager: Plans(), replaying: Plans()}
     for runner in (eager, replaying):
-        runner.logits(StepPlan(tuple(Scheduled(item.sequence, 0, item.start, False) for item in items)))
+        runner.logits(plans[runner](*(Part(item.sequence, 0, item.start, False) for item in items)))
     for count in (1, 2, 3, 8, 11):
-        plan = StepPlan(tuple(items[:count]))
-        wanted, got = eager.logits(plan).float(), replaying.logits(plan).float()
+        wanted, got = (runner.logits(plans[runner](*items[:count])).float() for runner in (eager, replaying))
         assert float((got - wanted).norm() / (wanted - wanted.mean()).norm()) < 0.02
 
 

@@ -39,11 +39,13 @@ SOURCE_BLOCKS, TARGET_BLOCKS = [6, 1, 9], [30, 4, 2]
 
 @dataclass(frozen=True)
 class Way:
-    """`streams` makes the transport that both sides share, `carriers` what both sides allow, anew for each test."""
+    """`streams` makes the transport that both sides share, `carriers` what both sides allow, anew for each test. A `slow` way
+    takes a second or so for each connection: of a matrix of faults it sees one row."""
 
     name: str
     streams: Callable[[], Transport] = InprocTransport
     carriers: Callable[[], Sequence[Carrier]] = lambda: INLINE
+    slow: bool = False
 
     def wires(self, plan: FaultPlan | None = None, sleep: Callable[[float], None] = time.sleep) -> Wires:
         streams = self.streams()
@@ -84,13 +86,15 @@ WAYS = [
     Way("tcp-small-buffers", lambda: TcpTransport(buffer_bytes=1 << 16)),
     Way("beside-the-stream", carriers=lambda: [MemoryCarrier()]),
     Way("shm", TcpTransport, lambda: carriers_for("shm")),
-    Way("gloo", TcpTransport, lambda: carriers_for("distributed")),
+    Way("gloo", TcpTransport, lambda: carriers_for("distributed"), slow=True),
 ]
 # What `transfer.transport` may force, between real processes.
 TRANSPORTS = [name for name in get_args(TransferConfig.model_fields["transport"].annotation) if name != "auto"]
 
 over_all_transports = pytest.mark.parametrize("transport", TRANSPORTS)
 over_all_ways = pytest.mark.parametrize("way", WAYS, ids=[way.name for way in WAYS])
+QUICK = [way for way in WAYS if not way.slow]
+over_quick_ways = pytest.mark.parametrize("way", QUICK, ids=[way.name for way in QUICK])
 
 
 # --- what the tests say often -----------------------------------------------------------------------------------------

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import xxhash
+
 from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, TransferError
 from kv_transfer.events import Delivered, OnReceiverEvent, OnSenderEvent, SendFailed
-from kv_transfer.frames import HEADER_BYTES, Begin, Finish, Header, Kind, check_payload, parse_header, payload_digest, unpack_body
+from kv_transfer.frames import HEADER_BYTES, Begin, Finish, Header, Kind, check_payload, parse_header, unpack_body
 from kv_transfer.grants import GrantTable
 from kv_transfer.inbound import GrantEnded
 from kv_transfer.outbound import Outbound
@@ -200,20 +202,20 @@ class VirtualSession:
     def advance(self) -> None:
         """Put what can leave on the wire."""
         outbound, sender = self.outbound, self._sender
-        while outbound is not None and not self.ended and outbound.sendable():
-            payload = bytearray()
-            packed = outbound.take_begin(SEED)
-            piece = outbound.take_piece() if packed is None else None
-            if piece is not None:
-                payload = bytearray(piece.count * sender.store.layout.layer_bytes_per_token(piece.layer))
-                sender.store.read(piece.layer, outbound.blocks, piece.start, piece.count, memoryview(payload))
-                packed = outbound.stamp_piece(piece, len(payload), payload_digest(payload, SEED), SEED)
-            elif packed is None:
-                packed = outbound.take_finish(SEED)
-            assert packed is not None
-            header, payload = packed[:HEADER_BYTES], payload or bytearray(packed[HEADER_BYTES:])
+        if outbound is None or self.ended:
+            return
+        begin = outbound.take_begin(SEED)
+        if begin is not None:
+            self._carry(begin[:HEADER_BYTES], begin[HEADER_BYTES:])
+        while not self.ended and (piece := outbound.take_piece()) is not None:
+            payload = bytearray(piece.count * sender.store.layout.layer_bytes_per_token(piece.layer))
+            sender.store.read(piece.layer, outbound.blocks, piece.start, piece.count, memoryview(payload))
+            digest = xxhash.xxh3_64_intdigest(payload, SEED)
+            self._carry(outbound.stamp_piece(piece, len(payload), digest, SEED), bytes(payload))
             sender.fabric.kv_bytes += len(payload)
-            self._carry(sender.occupy(len(payload)), header, bytes(payload))
+        finish = outbound.take_finish(SEED)
+        if finish is not None:
+            self._carry(finish[:HEADER_BYTES], finish[HEADER_BYTES:])
 
     def fail(self, error: TransferError) -> None:
         if not self.ended:
@@ -249,7 +251,7 @@ class VirtualSession:
             return
         self.advance()
 
-    def _carry(self, due_s: float, packed: bytes, payload: bytes) -> None:
+    def _carry(self, packed: bytes, payload: bytes) -> None:
         def arrive() -> None:
             receiver = self._sender.fabric.receivers.get(self._endpoint)
             if receiver is None:
@@ -257,7 +259,7 @@ class VirtualSession:
             else:
                 receiver.take(self, packed, payload)
 
-        self._sender.fabric.timeline.at(due_s, arrive)
+        self._sender.fabric.timeline.at(self._sender.occupy(len(payload)), arrive)
 
     def _send_abort(self) -> None:
         def arrive() -> None:
