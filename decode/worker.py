@@ -53,8 +53,8 @@ class Writing:
 class DecodeWorker:
     """Serves `Submit(stage="decode")` and `Submit(stage="local")` on one engine.
 
-    `waiting` and `waiting_tokens` count what waits for its prefill side; at most `max_waiting_tokens` may. `lease_s` is how long a
-    grant holds without a sign of life.
+    `waiting` and `waiting_tokens` count what waits for its prefill side; at most `max_waiting_tokens` may. `lease_s` is how long
+    a grant holds without a sign of life.
     """
 
     def __init__(

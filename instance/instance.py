@@ -116,11 +116,9 @@ class Instance:
 
     @property
     def progress_age_s(self) -> float | None:
-        """How long ago the engine loop last came round: the length so far of the step it is in, a fraction of a second when
+        """How long there has been no sign of life, neither of the loop nor, in a step, of the device; a fraction of a second when
         idle. None once it has ended. Call it after `start`."""
-        if self._ended.is_set():
-            return None
-        return self._clock.now() - self._loop.progress.published_s
+        return None if self._ended.is_set() else self._loop.stalled_s
 
     def invariants(self) -> list[str]:
         """What an idle instance should not have, one line each. The engine is looked into only once no attempt is here,

@@ -145,8 +145,13 @@ class EngineLoop:
             step_age_s=max(0.0, now_s - progress.published_s),
             draining=progress.draining,
             newest_ticket=self._book.newest_ticket,
-            stalled_s=max(0.0, now_s - self._life_s),
+            stalled_s=self.stalled_s,
         )
+
+    @property
+    def stalled_s(self) -> float:
+        """How long there has been no sign of life: no turn with nothing under way, no layer and no end of a step."""
+        return max(0.0, self._clock.now() - self._life_s)
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 

@@ -30,6 +30,9 @@ from mail.outbox import Outbox
 from mail.peers import MessageSender
 from mail.renewals import Renewals, Shared
 
+IN_VAIN_LEASES = 1.5
+"""Tokens that a gateway asks for, and that do not arrive for so many leases, go no way that anything goes."""
+
 
 class Server(Protocol):
     """The worker that serves a half."""
@@ -137,9 +140,7 @@ class AttemptBook:
             self._wanted_in_vain(gateway, wanted)
         elif attempt.submit.gateway == gateway:
             attempt.life.wanted(self._clock.now())
-            for item in attempt.tail.asked(wanted.position):
-                self._outbox.tokens(gateway, item)
-            if attempt.tail.in_vain:
+            if not self._repeat(attempt.tail, gateway, wanted.position):
                 self.fail(attempt, AttemptLost(f"the tokens of {self._worker.name} do not reach the gateway"))
 
     def renewed(self, worker: Address, number: int, state: AttemptState) -> None:
@@ -223,12 +224,18 @@ class AttemptBook:
         if ended is None:
             ended = self._lost(wanted.attempt, "knows nothing of this attempt")
         if ended.tail is not None:
-            for item in ended.tail.asked(wanted.position):
-                self._outbox.tokens(gateway, item)
-            if ended.tail.in_vain and ended.failed is None:
+            arrives = self._repeat(ended.tail, gateway, wanted.position)
+            if not arrives and ended.failed is None:
                 ended = self._lost(wanted.attempt, "cannot get its tokens through")
         if ended.failed is not None:
             self._outbox.failed(gateway, ended.failed)
+
+    def _repeat(self, tail: Tail, gateway: Address, position: int) -> bool:
+        """Send again what the gateway lacks. False if that has been in vain for too long."""
+        now_s = self._clock.now()
+        for item in tail.asked(position, now_s):
+            self._outbox.tokens(gateway, item)
+        return tail.repeating_for_s(now_s) < IN_VAIN_LEASES * self._lease_s
 
     def _lost(self, attempt: str, how: str) -> Ended:
         failed = self._failure(attempt, AttemptLost(f"{self._worker.name} {how}"))

@@ -131,6 +131,14 @@ class Stream:
             position += 1
         return position
 
+    def missing_from(self, worker: Address) -> int:
+        """The first position that is missing of what this worker makes: of a pair, the prefill side makes the first token."""
+        shared = len(self.workers) == 2
+        position = 1 if shared and worker == self.workers[0] else 0
+        while position in self.tokens:
+            position += 1
+        return position
+
     @property
     def complete(self) -> bool:
         return self.last is not None and self.position > self.last
@@ -198,7 +206,7 @@ class PairGateway:
         for stream in self.streams.values():
             if stream.ended_s is None:
                 for worker in stream.workers:
-                    wanted.setdefault(worker, []).append(Wanted(stream.attempt, stream.position))
+                    wanted.setdefault(worker, []).append(Wanted(stream.attempt, stream.missing_from(worker)))
         for worker, listed in wanted.items():
             self._peers.send(worker.mailbox, Keep(gateway=self.address, wanted=tuple(listed)))
         self._timeline.after(LEASE_S / 3, self._keep)
@@ -259,7 +267,7 @@ class Pair:
         self.timeline.run_for(seconds)
 
     def settle(self, limit_s: float = 1000.0) -> None:
-        """Until the gateway waits for nothing, and so long that the latest message has come, done its worst, and been forgotten."""
+        """Until the gateway waits for nothing, and so long that the latest message has come, done its worst, and been gone."""
         done = self.timeline.run(
             lambda: all(stream.ended_s is not None for stream in self.gateway.streams.values()), self.timeline.now() + limit_s
         )
@@ -267,8 +275,7 @@ class Pair:
         self.run(7 * LEASE_S)
 
     def settle_or_give_up(self, limit_s: float) -> None:
-        """As a gateway does that hears no heartbeat: what waits for an instance that is gone, and no other word comes of, it gives
-        up."""
+        """As a gateway does that hears no heartbeat: it gives up what waits for an instance that is gone."""
         alive = {self.prefill.address, self.decode.address}
         for stream in self.gateway.streams.values():
             if stream.ended_s is None and not set(stream.workers) <= alive:

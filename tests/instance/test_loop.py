@@ -154,13 +154,12 @@ def test_during_a_step_of_four_leases_mail_leases_and_renewals_go_on() -> None:
     assert "early" in rig.sender.sessions
     rig.clock.advance(0.1)
     rig.turn(submission("late", "prefill", tokens=10))
-    renewed, number = 0, 0
-    for tenth in range(int(3.5 * LEASE_S * 10)):
+    renewed = 0
+    for number in range(1, int(3.5 * LEASE_S * 10)):
         rig.clock.advance(0.1)
-        number += 1
         rig.turn(keep("early", "late"), states("early", "late", number=number))
         renewed += sum(isinstance(message, Renew) for message in rig.peers.take(DECODE))
-        if tenth == 20:
+        if number == 20:
             rig.turn(Cancel(attempt="doomed"))
     assert rig.engine.in_flight == 1
     assert renewed >= 3 * 3.5 - 1
@@ -275,10 +274,12 @@ def test_a_device_that_is_gone_ends_the_loop() -> None:
         raise OSError("no device")
 
     rig.runner.launch = gone  # type: ignore[method-assign, assignment]
+    for index in range(LOST_STEPS - 1):
+        rig.turn(submission(str(index), "local"))
+        rig.turn()
+    rig.turn(submission("last", "local"))
     with pytest.raises(EngineFault, match="one token by itself"):
-        for index in range(LOST_STEPS):
-            rig.turn(submission(str(index), "local"))
-            rig.turn()
+        rig.turn()
 
 
 # --- roles ------------------------------------------------------------------------------------------------------------

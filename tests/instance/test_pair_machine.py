@@ -1,6 +1,6 @@
-"""Anything, in any order, happens to a pair of instances and their mail: attempts begin, are cancelled, lose messages, see one side
-die and come back, or change its role. Once the mail works again, each stream has ended exactly or in one typed error, and nothing
-is left over."""
+"""Anything, in any order, happens to a pair of instances and their mail: attempts begin, are cancelled, lose messages, see one
+side die and come back, or change its role. Once the mail works again, each stream has ended exactly or in one typed error, and
+nothing is left over."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class PairMachine(RuleBasedStateMachine):
 
 TestPairMachine = PairMachine.TestCase
 TestPairMachine.settings = settings(
-    max_examples=60,
+    max_examples=150,
     stateful_step_count=20,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

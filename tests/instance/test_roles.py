@@ -1,5 +1,5 @@
-"""Instances change their roles while they serve: what is there goes on, what comes too late is refused at once and tried elsewhere,
-and no stream notices."""
+"""Instances change their roles while they serve: what is there goes on, what comes too late is refused at once and tried
+elsewhere, and no stream notices."""
 
 from __future__ import annotations
 
