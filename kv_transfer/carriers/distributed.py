@@ -7,9 +7,8 @@ header travels a count, so that a payload can never be taken for another header'
 Never taken by `auto`: gloo is slower than plain TCP, and trusts who talks to it (see `gloo_pair`): its socket takes anybody until
 the pair has proved itself, and whoever breaks its protocol ends the process. For networks that only the cluster is on.
 
-What carries KV out of GPU memory by NCCL would stand here too; it is not built. A room is host memory, so NCCL would copy from
-the device, back onto it, and send from there; and its group takes the whole process down when a peer dies, unless the
-environment says otherwise before the first one is made. KV on a GPU passes through pinned memory and gloo, which has not run.
+NCCL is not built (docs/adr/0013-payload-carriers.md says what it would take). KV on a GPU passes through pinned memory and
+gloo, which has not run on one.
 """
 
 from __future__ import annotations

@@ -49,11 +49,11 @@ def send(pair: Pair, grant: int = 1, lease_s: float = 30.0) -> None:
 def arrives(pair: Pair, grant: int) -> bool:
     send(pair, grant)
     while True:
-        seen = pair.received.of((Received, Broken))
+        seen = pair.sent.of((Delivered, SendFailed))
         for event in seen:
-            if event.grant == grant:
-                return isinstance(event, Received)
-        pair.received.expect((Received, Broken), len(seen) + 1)
+            if event.attempt == f"a{grant}":
+                return isinstance(event, Delivered)
+        pair.sent.expect((Delivered, SendFailed), len(seen) + 1)
 
 
 def assert_arrived(pair: Pair) -> None:

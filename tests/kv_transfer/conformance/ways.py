@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import pytest
@@ -26,7 +26,7 @@ from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 from kv_transfer.sessions import SendSession
 from kv_transfer.transport import Transport
-from kv_transfer.transports.fault import FaultPlan, FaultTransport
+from kv_transfer.transports.fault import Fault, FaultPlan, FaultTransport, Message
 from kv_transfer.transports.inproc import InprocTransport
 from kv_transfer.transports.tcp import TcpTransport
 from tests.kv_transfer.conformance.damage import Damage, DamagedCarrier
@@ -34,6 +34,7 @@ from tests.kv_transfer.memory_carrier import MemoryCarrier
 from tests.kv_transfer.rig import SECRET, Pair, connected, sequence_bytes, untouched_outside
 
 LAYERS = 3
+HANDSHAKE = 2  # messages of either side
 SOURCE_BLOCKS, TARGET_BLOCKS = [6, 1, 9], [30, 4, 2]
 
 
@@ -41,15 +42,27 @@ SOURCE_BLOCKS, TARGET_BLOCKS = [6, 1, 9], [30, 4, 2]
 class Way:
     """`streams` makes the transport that both sides share, `carriers` what both sides allow, anew for each test. A `slow` way
     takes a second or so for each connection: of a matrix of faults it sees one row."""
+    """`streams` makes the transport that both sides share, `carriers` what both sides allow, anew for each test. Each side's end
+    of the carrier sends `opening` messages between the handshake and the first frame; plans neither see nor count them."""
 
     name: str
     streams: Callable[[], Transport] = InprocTransport
     carriers: Callable[[], Sequence[Carrier]] = lambda: INLINE
     slow: bool = False
+    opening: int = 0
 
     def wires(self, plan: FaultPlan | None = None, sleep: Callable[[float], None] = time.sleep) -> Wires:
         streams = self.streams()
-        return Wires(streams if plan is None else FaultTransport(streams, plan, sleep), self.carriers())
+        return Wires(streams if plan is None else FaultTransport(streams, self._of_frames(plan), sleep), self.carriers())
+
+    def _of_frames(self, plan: FaultPlan) -> FaultPlan:
+        def of_frames(message: Message) -> Fault | None:
+            if message.index < HANDSHAKE:
+                return plan(message)
+            index = message.index - self.opening
+            return plan(replace(message, index=index)) if index >= HANDSHAKE else None
+
+        return of_frames
 
     def connected(
         self,
@@ -87,6 +100,7 @@ WAYS = [
     Way("beside-the-stream", carriers=lambda: [MemoryCarrier()]),
     Way("shm", TcpTransport, lambda: carriers_for("shm")),
     Way("gloo", TcpTransport, lambda: carriers_for("distributed"), slow=True),
+    Way("gloo", TcpTransport, lambda: carriers_for("distributed"), opening=1),
 ]
 # What `transfer.transport` may force, between real processes.
 TRANSPORTS = [name for name in get_args(TransferConfig.model_fields["transport"].annotation) if name != "auto"]
