@@ -97,7 +97,7 @@ class EngineMachine(RuleBasedStateMachine):
             delivered=delivered,
             hold=hold,
             salt=salt,
-            ticket=10 * (self.count - older) + older,
+            ticket=1000 * (self.count - older) + self.count,
             arrived_s=self.clock.now(),
             sampling=params,
         )
@@ -118,8 +118,10 @@ class EngineMachine(RuleBasedStateMachine):
         for prompt, params in newcomers:
             self.add_one(prompt, params, replayed, hold, salt)
 
-    def add_one(self, prompt: list[int], params: SamplingParams, replayed: int, hold: bool, salt: bytes) -> None:
-        life = self.new_life(prompt, params, replayed, hold, salt)
+    def add_one(
+        self, prompt: list[int], params: SamplingParams, replayed: int, hold: bool, salt: bytes, older: int = 0
+    ) -> None:
+        life = self.new_life(prompt, params, replayed, hold, salt, min(older, self.count))
         load = self.engine.load()
         try:
             self.engine.add(life.sequence)
@@ -147,6 +149,33 @@ class EngineMachine(RuleBasedStateMachine):
             else:
                 assert not self.capacity_exceeded(life)
                 self.lives[life.sequence.sequence_id] = life
+
+    @rule(
+        crowd=st.lists(prompts, min_size=1, max_size=4),
+        claims=st.lists(st.tuples(prompts, samplings), min_size=1, max_size=2),
+        as_reservation=st.booleans(),
+        pinned=st.sampled_from([0, 0, 1]),
+    )
+    def an_older_claim_comes_to_a_standstill(
+        self, crowd: list[list[int]], claims: list[tuple[list[int], SamplingParams]], as_reservation: bool, pinned: int
+    ) -> None:
+        """Prompts are read that no other engine has room for; when nobody has anything to do, an older request arrives."""
+        for prompt in crowd:
+            self.add_one(prompt, SamplingParams(max_tokens=8), 0, True, b"")
+        for _ in range(200):
+            if not self.engine.has_work and not self.engine.in_flight:
+                break
+            self.step_once()
+            self.hear()
+        for life in self.of(Status.HELD)[:pinned]:
+            life.pinned = self.engine.pin(life.sequence.sequence_id)
+        for prompt, params in claims:
+            if as_reservation:
+                self.reserve([(prompt, params)], 0, self.count)
+            else:
+                self.add_one(prompt, params, 0, False, b"", older=self.count)
+            self.step_once()
+        self.hear()
 
     @rule()
     def hear(self) -> None:
