@@ -40,10 +40,9 @@ SOURCE_BLOCKS, TARGET_BLOCKS = [6, 1, 9], [30, 4, 2]
 
 @dataclass(frozen=True)
 class Way:
-    """`streams` makes the transport that both sides share, `carriers` what both sides allow, anew for each test. A `slow` way
-    takes a second or so for each connection: of a matrix of faults it sees one row."""
     """`streams` makes the transport that both sides share, `carriers` what both sides allow, anew for each test. Each side's end
-    of the carrier sends `opening` messages between the handshake and the first frame; plans neither see nor count them."""
+    of the carrier sends `opening` messages between the handshake and the first frame; plans neither see nor count them. A `slow`
+    way takes a second or so for each connection: of a matrix of faults it sees one row."""
 
     name: str
     streams: Callable[[], Transport] = InprocTransport
@@ -99,8 +98,7 @@ WAYS = [
     Way("tcp-small-buffers", lambda: TcpTransport(buffer_bytes=1 << 16)),
     Way("beside-the-stream", carriers=lambda: [MemoryCarrier()]),
     Way("shm", TcpTransport, lambda: carriers_for("shm")),
-    Way("gloo", TcpTransport, lambda: carriers_for("distributed"), slow=True),
-    Way("gloo", TcpTransport, lambda: carriers_for("distributed"), opening=1),
+    Way("gloo", TcpTransport, lambda: carriers_for("distributed"), slow=True, opening=1),
 ]
 # What `transfer.transport` may force, between real processes.
 TRANSPORTS = [name for name in get_args(TransferConfig.model_fields["transport"].annotation) if name != "auto"]
