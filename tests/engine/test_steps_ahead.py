@@ -33,7 +33,7 @@ class Rig:
     def __init__(self, num_blocks: int = 16, steps_ahead: int = 1, eos_chance: float = 0.0, **config: object) -> None:
         self.clock = ManualClock()
         self.runner = KVCheckingRunner(num_blocks, 4, eos_chance, steps_ahead, STEP, self.clock)
-        self.engine = Engine(self.runner, EngineConfig.model_validate(config), self.clock)
+        self.engine = Engine(self.runner, EngineConfig.model_validate({"headroom_tokens": 0, **config}), self.clock)
         self.plans: list[StepPlan] = []
         launch = self.runner.launch
 
@@ -315,6 +315,7 @@ def test_blocks_of_a_sequence_that_ended_cool_until_the_step_that_computes_past_
         rig.engine.step()
     assert rig.engine.in_flight == 1
     incoming = sequence("r", OTHER, 2)
+    rig.engine.reserve(incoming)
     assert not take_in(rig, incoming)
     assert rig.engine.load().free_blocks < 3
     rig.engine.collect()
