@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from core.attempts import Phase
+from core.config import Role
 from core.messages import Cancel, Failed, Grant, Keep, Message, Renew, Submit, Tokens, Withdrawn
 from kv_transfer.events import Delivered
 from mail.faults import Delay, Drop, Duplicate, Fault, Letter, Reorder
@@ -83,6 +84,15 @@ def contended(pair: Pair) -> list[Stream]:
     return [pair.submit(prompt_tokens=20, max_tokens=40) for _ in range(9)]
 
 
+def crossed(pair: Pair) -> list[Stream]:
+    """Each of the two reads for the other, and neither has room for all: prompts lose their blocks to older claims."""
+    pair.decode.loop.set_role(Role.MIXED)
+    pair.prefill.loop.set_role(Role.MIXED)
+    sides = [pair.prefill.address, pair.decode.address]
+    prompts = [[(7 * count + index) % 100 for index in range(24)] for count in range(8)]
+    return [pair.gateway.submit(prompt, 20, sides[at % 2], sides[1 - at % 2]) for at, prompt in enumerate(prompts)]
+
+
 def slow_transfer(pair: Pair) -> list[Stream]:
     pair.fabric.bytes_per_s = 1000.0
     return [pair.submit(prompt_tokens=20)]
@@ -121,6 +131,7 @@ SCENES: dict[str, tuple[Callable[[Pair], list[Stream]], int, int]] = {
     "plain": (plain, 64, 64),
     "first token ends": (first_token_ends, 64, 64),
     "contended": (contended, 18, 32),
+    "crossed": (crossed, 14, 14),
     "slow transfer": (slow_transfer, 64, 64),
     "cancelled": (cancelled, 64, 64),
     "commit lost": (commit_lost, 64, 128),
@@ -130,7 +141,7 @@ SCENES: dict[str, tuple[Callable[[Pair], list[Stream]], int, int]] = {
 }
 
 
-SERVED = ("plain", "first token ends", "contended", "slow transfer", "commit lost")
+SERVED = ("plain", "first token ends", "contended", "crossed", "slow transfer", "commit lost")
 """Scenes in which all is served if no message is lost."""
 REPAIRED = ("first lost", "second lost", "all twice", "twice, much later", "late", "out of order")
 """Faults after which it still is."""
@@ -188,6 +199,15 @@ def test_the_work_of_a_gateway_that_dies_ends_within_a_lease() -> None:
     pair.gateway.dead = True
     pair.run(LEASE_S + 0.2)
     assert pair.prefill.left_over() + pair.decode.left_over() == []
+
+
+def test_a_commit_that_is_lost_holds_the_prefill_side_for_less_than_a_lease() -> None:
+    pair = Pair(64, 200)
+    (stream,) = commit_lost(pair)
+    pair.run(LEASE_S)
+    assert pair.prefill.left_over() == []
+    pair.settle()
+    assert stream.complete
 
 
 def test_a_cancel_that_is_lost_is_made_up_for_within_a_lease() -> None:
