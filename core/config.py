@@ -47,6 +47,8 @@ class EngineConfig(_Section):
         max_num_seqs: most sequences in one step.
         max_num_batched_tokens: most tokens in one step; longer prompts are prefilled in chunks of it.
         max_waiting_tokens: prompt tokens that may queue before submissions are refused.
+        headroom_tokens: output of each sequence for which admission keeps KV blocks free. More of it and fewer sequences run at
+            once; less of it and more are recomputed, because the blocks run out under their output.
         prefix_cache: keep and reuse KV of common prefixes.
         threads: CPU threads for compute; None divides the machine's cores among its instances.
         runner: `torch` runs the model; `simulated` takes the time that `cost` says and makes deterministic tokens.
@@ -62,6 +64,7 @@ class EngineConfig(_Section):
     max_num_seqs: int = Field(default=64, ge=1, le=65536)
     max_num_batched_tokens: int = Field(default=2048, ge=1, le=1 << 20)
     max_waiting_tokens: int = Field(default=1 << 18, ge=1)
+    headroom_tokens: int = Field(default=512, ge=0)
     prefix_cache: bool = True
     threads: int | None = Field(default=None, ge=1)
     runner: Literal["torch", "simulated"] = "torch"

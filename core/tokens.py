@@ -24,3 +24,12 @@ def unpack_tokens(data: bytes) -> list[int]:
     if tokens and min(tokens) < 0:
         raise ProtocolError("Got a negative token id")
     return tokens
+
+
+def within(tokens: Sequence[int], vocabulary: int) -> bool:
+    """Whether all of at least one token are in `[0, vocabulary)`."""
+    try:
+        ids = np.asarray(tokens, dtype=np.int64)
+    except OverflowError:
+        return False
+    return bool(ids.min() >= 0 and ids.max() < vocabulary)

@@ -20,11 +20,27 @@ prefix caches. Neighbours: `engine.scheduler` decides who gets blocks, `core.pre
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from core.prefix import block_hash, root_hash
 from engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What giving a sequence blocks for all its tokens would take.
+
+    Attributes:
+        matched: blocks of the longest cached prefix.
+        lacking: how many more would have to be free. 0 if there is room.
+        next_content: hash of the block that would have made the match longer; None if it is as long as it may be.
+    """
+
+    matched: list[int]
+    lacking: int
+    next_content: bytes | None
 
 
 class BlockManager:
@@ -41,6 +57,7 @@ class BlockManager:
         self._block_of: dict[bytes, int] = {}
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self.freed = 0
         self._cooling: dict[int, list[list[int]]] = {}
         self._collected = 0
 
@@ -63,25 +80,55 @@ class BlockManager:
         return -(-tokens // self.block_size)
 
     def allocate(self, sequence: Sequence, spare_blocks: int = 0) -> bool:
-        """Give a sequence that owns nothing room for all its tokens, reusing the longest cached prefix.
+        """Give a sequence that owns nothing room for all its tokens, reusing the longest cached prefix. False, with nothing
+        changed, unless at least `spare_blocks` blocks stay free."""
+        fit = self.fit(sequence, spare_blocks)
+        if fit.lacking == 0:
+            self.give(sequence, fit.matched)
+        return fit.lacking == 0
 
-        Sets `blocks`, and `computed_tokens` to what the cache supplied. False, with nothing changed, unless at least
-        `spare_blocks` blocks stay free.
-        """
+    def fit(self, sequence: Sequence, spare_blocks: int = 0) -> Fit:
+        """Whether `allocate` would give a sequence blocks, and if not, why. Nothing changes."""
         if sequence.blocks:
             raise ValueError(f"sequence {sequence.sequence_id} already owns {len(sequence.blocks)} blocks")
-        matched = self._match(sequence)
+        matched, next_content = self._match(sequence)
         fresh = self.blocks_for(len(sequence.tokens)) - len(matched)
         idle = sum(1 for block in matched if self._references[block] == 0)
-        if self.free_blocks - idle - fresh < spare_blocks:
-            return False
+        return Fit(matched, max(0, idle + fresh + spare_blocks - self.free_blocks), next_content)
+
+    def give(self, sequence: Sequence, matched: list[int]) -> None:
+        """Carry out a `fit` that lacks nothing, before anything else happens here.
+
+        Sets `blocks`, and `computed_tokens` to what the cache supplied.
+        """
         for block in matched:
             if self._references[block] == 0:
                 del self._cached[block]
             self._references[block] += 1
+        fresh = self.blocks_for(len(sequence.tokens)) - len(matched)
+        sequence.matched_blocks = len(matched)
         sequence.computed_tokens = sequence.launched_tokens = len(matched) * self.block_size
         sequence.blocks = matched + [self._take() for _ in range(fresh)]
-        return True
+
+    def owners_in_the_way(self, sequence: Sequence, spare_blocks: int, owners: Iterable[Sequence]) -> list[Sequence]:
+        """The first of `owners` that would have to be freed for `allocate` to succeed; none if freeing them all would not do.
+        Blocks that they share with somebody else, or that the sequence itself matches, make no room."""
+        fit = self.fit(sequence, spare_blocks)
+        lacking, reused = fit.lacking, set(fit.matched)
+        leaving: Counter[int] = Counter()
+        chosen: list[Sequence] = []
+        for owner in owners:
+            if lacking <= 0:
+                break
+            chosen.append(owner)
+            for block in owner.blocks:
+                leaving[block] += 1
+                lacking -= leaving[block] == self._references[block] and block not in reused
+        return chosen if lacking <= 0 else []
+
+    def is_cached(self, content: bytes) -> bool:
+        """Whether a block of that hash can be found."""
+        return content in self._block_of
 
     def grow(self, sequence: Sequence) -> bool:
         """Make sure that there is room for the KV of all tokens, pending ones too. False, with nothing changed, if there is
@@ -111,16 +158,15 @@ class BlockManager:
 
     def free(self, sequence: Sequence, keep_cached: bool = True) -> None:
         """Take back all that a sequence owns; what a step in flight may use cools first. With `keep_cached` False its content
-        is also forgotten, because it may be wrong: nobody else will match it. A no-op on a sequence that owns nothing."""
+        may be wrong, so nobody else will match what it wrote itself. A no-op on a sequence that owns nothing."""
         if not keep_cached:
-            for block in sequence.blocks:
-                self._forget(block)
+            self._forget_doubtful(sequence)
         if sequence.last_step > self._collected:
             self._cooling.setdefault(sequence.last_step, []).append(sequence.blocks)
         else:
             self._release(sequence.blocks)
         sequence.blocks = []
-        sequence.computed_tokens = sequence.launched_tokens = sequence.pending_tokens = 0
+        sequence.matched_blocks = sequence.computed_tokens = sequence.launched_tokens = sequence.pending_tokens = 0
         sequence.tenancy += 1
 
     def collected(self, step: int) -> None:
@@ -131,6 +177,7 @@ class BlockManager:
                 self._release(blocks)
 
     def _release(self, blocks: list[int]) -> None:
+        self.freed += len(blocks)
         # Last block first, so that eviction eats a prefix from its tail and keeps the part that most prompts share.
         for block in reversed(blocks):
             self._references[block] -= 1
@@ -181,18 +228,18 @@ class BlockManager:
             wrong.append(f"block {block} has a hash that does not lead to it")
         return wrong
 
-    def _match(self, sequence: Sequence) -> list[int]:
-        """Blocks of the longest cached prefix. Hashes are made only as far as there are matches."""
+    def _match(self, sequence: Sequence) -> tuple[list[int], bytes | None]:
+        """Blocks of the longest cached prefix, and what should follow them. Hashes are made only as far as that."""
         found: list[int] = []
         if not self.prefix_cache:
-            return found
+            return found, None
         for index in range((len(sequence.tokens) - 1) // self.block_size):
             self._extend_hashes(sequence, index + 1)
             block = self._block_of.get(sequence.block_hashes[index])
             if block is None:
-                break
+                return found, sequence.block_hashes[index]
             found.append(block)
-        return found
+        return found, None
 
     def _extend_hashes(self, sequence: Sequence, count: int) -> None:
         hashes, size = sequence.block_hashes, self.block_size
@@ -209,6 +256,20 @@ class BlockManager:
             self._forget(block)
         self._references[block] = 1
         return block
+
+    def _forget_doubtful(self, sequence: Sequence) -> None:
+        """Forget the content of a sequence that went wrong, as far as it may be the cause.
+
+        The step that failed wrote to no block with a hash, since those are full and computed. But an earlier one may have
+        gone wrong unseen, when it drew nothing: so whatever this sequence wrote itself is forgotten. What it only matched was
+        written by others; while any of them lives and does not fail, nothing speaks against it, and forgetting would cost
+        all who share it. If nobody else lives in it, nobody vouches for it either: it goes, so that wrong content cannot fail
+        one sequence after the other for ever.
+        """
+        cooling = Counter(block for freed in self._cooling.values() for blocks in freed for block in blocks)
+        for index, block in enumerate(sequence.blocks):
+            if index >= sequence.matched_blocks or self._references[block] - cooling[block] == 1:
+                self._forget(block)
 
     def _forget(self, block: int) -> None:
         content = self._hash_of[block]

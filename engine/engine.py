@@ -12,7 +12,8 @@ sees: what a step computes counts only for sequences that still live in the bloc
 
 Tokens are emitted once, by the collection of the step that drew them. A sequence ends when `NewToken.finish` is set, or in
 `StepOutput.failed`, or by `cancel`; with `hold` it goes to HELD with its first token, finished or not, and lives until
-`release` or `cancel`.
+`release` or `cancel`. Before `pin`, it may lose its blocks to an older claim: then it is read again, and emits the same token
+once more.
 
 Not thread-safe: one thread calls it, also while steps are in flight; `load` alone may be called by any thread at any time.
 
@@ -32,6 +33,8 @@ from core.errors import ContextLengthExceeded, EngineFault, HetServeError, Inval
 from core.layout import KVLayout
 from core.request import FinishReason
 from core.sampling import SamplingParams
+from core.tokens import within
+from engine.admission import Admission
 from engine.block_manager import BlockManager
 from engine.decision import Part
 from engine.plan import Drawn, Handle, LayerListener, ModelRunner, StepResult
@@ -39,7 +42,6 @@ from engine.plan_writer import PlanWriter
 from engine.results import EngineLoad
 from engine.scheduler import Scheduler
 from engine.sequence import NewToken, Sequence, Status
-from engine.waiting_queue import OrderKey
 
 PartsListener = Callable[[tuple[Part, ...], int], None]
 """Called with the index of a layer whose new KV was just written, and with what the step computes of sequences with `hold`.
@@ -74,15 +76,19 @@ class Engine:
     """Sequences in, tokens out, one step at a time.
 
     `config` gives the limits; the sizes of the cache and the model are the runner's. `clock` stamps sequences; a caller
-    stamps `arrived_s` by the same clock. `key` orders admission (see `WaitingQueue`).
+    stamps `arrived_s` by the same clock.
     """
 
-    def __init__(self, runner: ModelRunner, config: EngineConfig, clock: Clock, *, key: OrderKey | None = None) -> None:
+    def __init__(self, runner: ModelRunner, config: EngineConfig, clock: Clock) -> None:
         self._runner = runner
         self._clock = clock
         self._blocks = BlockManager(runner.num_blocks, runner.layout.block_size, config.prefix_cache)
         self._scheduler = Scheduler(
-            self._blocks, config.max_num_seqs, config.max_num_batched_tokens, config.max_waiting_tokens, key=key
+            self._blocks,
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            config.max_waiting_tokens,
+            config.headroom_tokens,
         )
         self._writer = PlanWriter()
         self._vocab_size = runner.vocab_size
@@ -142,28 +148,43 @@ class Engine:
         self._scheduler.add(sequence)
         self._sequences[sequence.sequence_id] = sequence
 
-    def reserve(self, sequence: Sequence) -> bool:
-        """Give a sequence blocks for all its tokens, whose KV will be written from outside, up to `start`.
+    def reserve(self, sequence: Sequence) -> None:
+        """Queue a sequence for blocks for all its tokens, whose KV will be written from outside, up to `start`.
 
-        The first `cached_tokens` are here already. False, with nothing changed, if there is no room now: ask again after
-        the next step. Raises what `add` raises, but never Overloaded.
+        `admissions` says when it has them: GRANTED. The first `cached_tokens` are then here already. Raises what `add` raises,
+        but never Overloaded: its prompt is read elsewhere by now.
         """
         if sequence.hold:
             raise ValueError(f"sequence {sequence.sequence_id} cannot be both reserved and held")
         self._check(sequence)
-        if not self._scheduler.reserve(sequence):
-            return False
+        self._wake()
+        self._scheduler.reserve(sequence)
         self._sequences[sequence.sequence_id] = sequence
+
+    def admissions(self) -> tuple[Admission, ...]:
+        """What happened since the last call to prompts with `hold` and to reservations that still live, in order. Grants what
+        can be granted, whether or not a step can be launched."""
+        self._outside_runner()
+        self._scheduler.admit(may_preempt=not self._flying)
+        return self._scheduler.take_admissions()
+
+    def pin(self, sequence_id: str) -> bool:
+        """Another engine has room for this prompt with `hold`: from now on it keeps its blocks until it ends. False, and nothing
+        else, if it has none (any more)."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is None or not sequence.hold or not sequence.blocks:
+            return False
+        sequence.pinned = True
         return True
 
     def start(self, sequence: Sequence, token: int) -> FinishReason | None:
-        """All KV of a reserved sequence is in its blocks, and `token` was drawn from it elsewhere and delivered: decode on.
+        """All KV of a granted sequence is in its blocks, and `token` was drawn from it elsewhere and delivered: decode on.
 
         `token` is not emitted again. Returns why the generation is over if that token ended it; the sequence is then freed.
 
         Raises:
-            EngineFault: the sequence is not reserved here.
-            ProtocolError: no such token. The reservation stays.
+            EngineFault: the sequence has no grant here.
+            ProtocolError: no such token. The grant stays.
         """
         self._outside_runner()
         if not 0 <= token < self._vocab_size:
@@ -268,14 +289,14 @@ class Engine:
         """How busy it is, for heartbeats. `running` includes what only waits for a place in the batch; `held_blocks` counts a
         shared block once for each sequence that keeps it; `step_age_s` is the time since the step loop was last seen
         alive, 0 with nothing to do."""
-        active, pinned = self._scheduler.active(), self._scheduler.pinned()
+        active, kept = self._scheduler.active(), self._scheduler.kept()
         return EngineLoad(
             waiting=self._scheduler.waiting,
             waiting_tokens=self._scheduler.waiting_tokens,
             running=len(active),
             context_tokens=sum(len(sequence.tokens) for sequence in active),
             free_blocks=self._blocks.free_blocks,
-            held_blocks=sum(len(sequence.blocks) for sequence in pinned),
+            held_blocks=sum(len(sequence.blocks) for sequence in kept),
             steps=self._steps,
             step_age_s=max(0.0, self._clock.now() - self._alive_s) if self.has_work else 0.0,
         )
@@ -301,7 +322,7 @@ class Engine:
             raise ValueError(f"sequence {sequence.sequence_id} is not new: {sequence.status.value}")
         if sequence.sequence_id in self._sequences:
             raise InvalidRequest(f"sequence {sequence.sequence_id} is already here")
-        if min(sequence.tokens) < 0 or max(sequence.tokens) >= vocabulary:
+        if not within(sequence.tokens, vocabulary):
             raise InvalidRequest(f"Got a token id outside the vocabulary of {vocabulary}", "prompt")
         if max(sampling.logit_bias, default=0) >= vocabulary:
             raise InvalidRequest(f"Got a token id outside the vocabulary of {vocabulary}", "logit_bias")
@@ -368,6 +389,8 @@ class Engine:
         return StepOutput(tuple(tokens), tuple(failed), launched.parts, bool(failed) and not computed)
 
     def _emit(self, sequence: Sequence, draw: Drawn, now_s: float) -> NewToken:
+        if sequence.hold:
+            draw = sequence.first = sequence.first or draw
         position = sequence.output_tokens
         sequence.pending_tokens -= 1
         finish, stop_token = self._append(sequence, draw.token)

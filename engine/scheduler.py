@@ -1,44 +1,51 @@
-"""Who computes what in the next step: iteration-level batching under a token budget and a block budget.
+"""Who gets blocks, and who computes what in the next step: iteration-level batching under a token budget and a block budget.
 
     add ──▶ waiting ──admit──▶ running ──retire──▶ leaving ──finish──▶ gone
                ▲                 │                    │
-               └────preempt──────┘                    └──hold──▶ held ──▶ gone             (prefill role)
-    reserve ──▶ reserved ──activate──▶ ready ──▶ running                                   (decode role: KV comes from elsewhere)
+               └──── preempt ────┘                    └──hold──▶ held ──▶ gone               (prefill role)
+    reserve ──▶ waiting ──admit──▶ reserved ──activate──▶ ready ──▶ running                   (decode role: KV comes in)
 
-Each step takes first the sequences that decode, then further chunks of prompts under way, then new prompts, oldest first.
+Each step takes first the sequences that decode, then further chunks of prompts under way, then new prompts, oldest first. Age is
+that of the request in the cluster, the same on every engine (`waiting_queue.Order`).
 
 Invariants:
-- Admission allocates blocks for *all* tokens that a sequence has, so only decoding grows, by one block at a time. A sequence
-  with `hold` never decodes and so never grows.
-- When blocks run out, whoever arrived last among running and ready gives up its blocks and is recomputed later, in its old
-  place in the queue. The oldest therefore always advances. Never preempted: `hold`, held and reserved, whose blocks a
-  transfer may be using.
-- The head of the queue is never overtaken: what does not fit yet blocks what came later, so a large prompt cannot starve.
-  `reserve` too yields to a head that arrived earlier.
-- Admission leaves a few blocks (the watermark) for those that decode, so that it does not cause the next preemption.
-- What can never fit is refused at the door, so nothing that waits waits for ever, given that whoever holds or reserves
-  ends it at some time.
-- Every running sequence gets at least one token a step: no more run than there are tokens in the budget.
+- Prompts and reservations wait in one queue. Admission gives blocks for *all* tokens that a sequence has, so only decoding
+  grows, by one block at a time. A sequence with `hold` never decodes and so never grows.
+- Admission keeps room for the output of all who write here (`engine.room`). So nobody is preempted for want of blocks while
+  outputs are no longer than that.
+- Nobody is overtaken for blocks: what does not fit yet blocks all that is younger, so a large claim cannot starve. A
+  reservation needs no compute; it may pass prompts that wait only for a place in the batch, at most `MAX_PASSED` of them and only
+  if blocks remain for every one of them, and for their output, as if the prefix cache had nothing.
+- When blocks run out under those who decode, the youngest gives up its blocks and is recomputed later, in its old place in the
+  queue. The oldest therefore always advances.
+- Wound-wait: a `hold` prompt keeps blocks here until another engine has room for it, which may be waiting for room here. So while
+  it is not pinned it may lose them to an older claim: to one who grows, or to the head of the queue when nobody here is left who
+  will free blocks by himself. Reservations and the pinned never lose theirs: a transfer is using them, and ends.
+- What can never fit is refused at the door. So nothing waits for ever (docs/adr/0012), given that transfers end at some time.
+- Every sequence that decodes gets its token in each step: no more run than there are tokens in the budget.
 - Steps are decided before the tokens of earlier ones are known (`Sequence.pending_tokens`). Whoever has its last token drawn
-  leaves the batch at once, so that no step computes past it. Nobody is preempted while steps are in flight.
+  leaves the batch at once, so that no step computes past it. Nobody loses blocks while steps are in flight.
 
-Iteration-level scheduling is Orca's idea, chunked prefill beside decodes Sarathi-Serve's, preemption by recompute vLLM's.
-Neighbours: `engine.engine` calls and applies, `engine.block_manager` counts blocks. No clock, no tensors, no I/O.
+Iteration-level scheduling is Orca's idea, chunked prefill beside decodes Sarathi-Serve's, preemption by recompute vLLM's;
+wound-wait is that of Rosenkrantz, Stearns and Lewis (1978). Neighbours: `engine.engine` calls and applies, `engine.block_manager`
+counts blocks. No clock, no tensors, no I/O.
 """
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from core.errors import ContextLengthExceeded, EngineFault, Overloaded
+from engine.admission import Admission, AdmissionKind
 from engine.block_manager import BlockManager
 from engine.decision import Decision, Part
+from engine.residents import Residents
+from engine.room import Room
 from engine.sequence import Sequence, Status
-from engine.waiting_queue import OrderKey, WaitingQueue
+from engine.waiting_queue import Order, WaitingQueue, order_of
 
-WATERMARK_SHARE = 100
-"""One block in this many is kept back at admission."""
+MAX_PASSED = 64
+"""Prompts waiting for compute that one reservation may pass."""
 
 
 class Scheduler:
@@ -47,9 +54,8 @@ class Scheduler:
     Args:
         max_num_seqs: most sequences in one step; lowered to `max_num_batched_tokens`, so that each gets a token.
         max_num_batched_tokens: most tokens in one step.
-        max_waiting_tokens: most tokens that may wait; an empty queue takes any sequence.
-        watermark_blocks: blocks that admission leaves free while others may grow; by default 1 % of all, at least one.
-        key: order of admission before arrival; see `WaitingQueue`.
+        max_waiting_tokens: most tokens that may wait when a prompt is added; an empty queue takes any.
+        headroom_tokens: output of each sequence that writes here for which admission keeps room.
     """
 
     def __init__(
@@ -58,25 +64,20 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_waiting_tokens: int,
-        *,
-        watermark_blocks: int | None = None,
-        key: OrderKey | None = None,
+        headroom_tokens: int,
     ) -> None:
         if max_num_seqs < 1 or max_num_batched_tokens < 1:
             raise ValueError(f"Got {max_num_seqs = }, {max_num_batched_tokens = } but expected at least one of each")
         self.blocks = blocks
+        self._room = Room(blocks, headroom_tokens)
         self._max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_waiting_tokens = max_waiting_tokens
-        self._watermark_blocks = max(1, blocks.num_blocks // WATERMARK_SHARE) if watermark_blocks is None else watermark_blocks
-        self._waiting = WaitingQueue(key)
-        self._running: list[Sequence] = []
-        self._ready: dict[str, Sequence] = {}
-        self._reserved: dict[str, Sequence] = {}
-        self._held: dict[str, Sequence] = {}
-        self._leaving: dict[str, Sequence] = {}
-        self._arrivals: dict[str, int] = {}
+        self._waiting = WaitingQueue()
+        self._residents = Residents(self._order)
+        self._orders: dict[str, Order] = {}
         self._next_arrival = 0
+        self._admissions: list[Admission] = []
         self._stalled = False
 
     @property
@@ -91,15 +92,15 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether `schedule` may find something to do. False also when it just found nothing, because all blocks are kept for
         transfers, and no sequence came or went since: calling it again would spin."""
-        return not self._stalled and bool(self._running or self._ready or len(self._waiting))
+        return not self._stalled and bool(self._residents.running or self._residents.ready or len(self._waiting))
 
     def active(self) -> list[Sequence]:
         """A snapshot of the sequences that run, or could but for `max_num_seqs`, or have their last token drawn."""
-        return [*list(self._running), *list(self._leaving.values()), *list(self._ready.values())]
+        return self._residents.active()
 
-    def pinned(self) -> list[Sequence]:
-        """A snapshot of the sequences whose blocks are kept for a transfer: held and reserved."""
-        return [*list(self._held.values()), *list(self._reserved.values())]
+    def kept(self) -> list[Sequence]:
+        """A snapshot of the sequences that only keep blocks for a transfer: held and reserved."""
+        return self._residents.kept()
 
     # --- in and out ---------------------------------------------------------------------------------------------------
 
@@ -114,52 +115,98 @@ class Scheduler:
         waiting_tokens = self._waiting.tokens + len(sequence.tokens)
         if len(self._waiting) and waiting_tokens > self._max_waiting_tokens:
             raise Overloaded(f"{self._waiting.tokens} tokens already wait, at most {self._max_waiting_tokens} may")
-        self._waiting.push(sequence, self._arrive(sequence))
-        self._stalled = False
+        self._enter(sequence)
 
-    def reserve(self, sequence: Sequence) -> bool:
-        """Give a sequence blocks for all its tokens, whose KV will come from elsewhere. False if there is no room now.
+    def reserve(self, sequence: Sequence) -> None:
+        """Queue a sequence whose KV will come from elsewhere for blocks for all its tokens.
 
-        Raises ContextLengthExceeded if there never will be.
+        Never refused because too much waits: its prompt is read elsewhere by now, and as many as are can come.
+
+        Raises:
+            ContextLengthExceeded: it could not fit even alone.
         """
         self._check_fits(sequence)
-        head = self._waiting.head()
-        owed = self.blocks.blocks_for(len(head.tokens)) if head is not None and head.arrived_s <= sequence.arrived_s else 0
-        if not self.blocks.allocate(sequence, self._watermark() + owed):
-            return False
-        sequence.cached_tokens = sequence.computed_tokens
-        self._arrive(sequence)
-        self._reserved[sequence.sequence_id] = sequence
-        return True
+        sequence.incoming = True
+        self._enter(sequence)
 
     def activate(self, sequence: Sequence) -> None:
-        """The KV of all tokens of a reserved sequence arrived: it may decode. Raises EngineFault if it is not reserved."""
-        if self._reserved.get(sequence.sequence_id) is not sequence:
+        """The KV of all tokens of a granted sequence arrived: it may decode. Raises EngineFault if it has no grant."""
+        if sequence.status is not Status.RESERVED or sequence.sequence_id not in self._orders:
             raise EngineFault(f"sequence {sequence.sequence_id} has no reservation to start from")
-        del self._reserved[sequence.sequence_id]
+        self._residents.leave(sequence)
         sequence.computed_tokens = sequence.launched_tokens = len(sequence.tokens)
-        self._ready[sequence.sequence_id] = sequence
+        sequence.incoming = False
+        self._residents.enter(sequence, Status.READY)
         self._stalled = False
         self._promote()
 
     def hold(self, sequence: Sequence) -> None:
         """Take a running sequence out of the batch and keep its blocks."""
-        self._leave(sequence)
-        sequence.status = Status.HELD
-        self._held[sequence.sequence_id] = sequence
+        self._residents.leave(sequence)
+        self._residents.enter(sequence, Status.HELD)
 
     def remove(self, sequence: Sequence, keep_cached: bool = True) -> None:
         """End a sequence in whatever state it is and free its blocks; see `BlockManager.free` for `keep_cached`."""
-        name = sequence.sequence_id
-        if sequence.status is Status.RUNNING:
-            self._leave(sequence)
-        elif not self._waiting.remove(name):
-            for queue in (self._ready, self._reserved, self._held):
-                queue.pop(name, None)
-        self._arrivals.pop(name, None)
+        if not self._waiting.remove(sequence.sequence_id):
+            self._residents.leave(sequence)
+        del self._orders[sequence.sequence_id]
+        self._room.give_up(self._room.headroom(sequence))
         self.blocks.free(sequence, keep_cached)
         sequence.status = Status.FINISHED
         self._stalled = False
+
+    # --- admission ----------------------------------------------------------------------------------------------------
+
+    def admit(self, may_preempt: bool = True) -> None:
+        """Grant reservations, for which no step is needed. `may_preempt` is False while steps are in flight."""
+        self._admit(0, [], may_preempt)
+
+    def take_admissions(self) -> tuple[Admission, ...]:
+        """What happened since the last call to those who wait on two engines and still live, in order."""
+        taken, self._admissions = self._admissions, []
+        return tuple(admission for admission in taken if admission.sequence.status is not Status.FINISHED)
+
+    def _admit(self, budget: int, parts: list[Part], may_preempt: bool) -> None:
+        """Serve the queue from its head, with `budget` tokens left for prompts in the step that `parts` make up."""
+        passed = passed_blocks = 0
+        while (claim := self._waiting.at(passed)) is not None:
+            if not claim.incoming and (budget <= 0 or len(self._residents.running) >= self._max_num_seqs):
+                passed += 1
+                passed_blocks += self._room.wanted(claim)
+                if self._waiting.reservations == 0 or passed > MAX_PASSED or passed_blocks > self.blocks.free_blocks:
+                    return
+            elif self._take(claim, passed_blocks, may_preempt and passed == 0):
+                budget -= self._enter_blocks(claim, budget, parts)
+            else:
+                return
+
+    def _take(self, claim: Sequence, passed_blocks: int, may_wound: bool) -> bool:
+        """Give a claim its blocks, if need be at the cost of younger prompts that nobody else has room for yet."""
+        if self._room.take(claim, self._residents.writers(), passed_blocks):
+            return True
+        if not may_wound or not self._residents.stand_still():
+            return False
+        order = self._order(claim)
+        younger = [sequence for sequence in self._residents.unpinned() if self._order(sequence) > order]
+        wounded = self._room.made_by(claim, sorted(younger, key=self._order, reverse=True))
+        for sequence in wounded:
+            self._take_back(sequence)
+        return bool(wounded) and self._room.take(claim, (), passed_blocks)
+
+    def _enter_blocks(self, claim: Sequence, budget: int, parts: list[Part]) -> int:
+        """A claim has its blocks. Returns how many tokens of it the next step computes."""
+        self._waiting.remove(claim.sequence_id)
+        self._stalled = False
+        if claim.preemptions == 0:
+            claim.cached_tokens = claim.computed_tokens
+        if claim.incoming:
+            self._residents.enter(claim, Status.RESERVED)
+            self._admissions.append(Admission(AdmissionKind.GRANTED, claim))
+            return 0
+        self._residents.enter(claim, Status.RUNNING)
+        if claim.hold:
+            self._admissions.append(Admission(AdmissionKind.ADMITTED, claim))
+        return self._schedule_chunk(claim, budget, parts)
 
     # --- the step -----------------------------------------------------------------------------------------------------
 
@@ -173,7 +220,7 @@ class Scheduler:
         parts: list[Part] = []
         budget = self._max_num_batched_tokens
         prefills: list[Sequence] = []
-        for sequence in self._running:
+        for sequence in self._residents.running:
             if sequence.unlaunched_tokens == 1:
                 parts.append(Part(sequence, sequence.launched_tokens, 1, True))
                 budget -= 1
@@ -182,16 +229,14 @@ class Scheduler:
         for sequence in prefills:
             budget -= self._schedule_chunk(sequence, budget, parts)
         if not preempted:
-            self._admit(budget, parts)
+            self._admit(budget, parts, may_preempt)
         self._stalled = not parts and not preempted
         return Decision(tuple(parts), tuple(preempted)) if parts else None
 
     def retire(self, sequences: Iterable[Sequence]) -> None:
         """Take running sequences whose last token is being drawn out of the batch. They keep their blocks until that token is
         known, and then go or are held."""
-        leaving = {sequence.sequence_id: sequence for sequence in sequences}
-        self._leaving.update(leaving)
-        self._running = [sequence for sequence in self._running if sequence.sequence_id not in leaving]
+        self._residents.retire(sequences)
 
     def collected(self, step: int) -> None:
         """All steps up to this one are done: what cooled until then is free."""
@@ -200,22 +245,19 @@ class Scheduler:
 
     def check(self) -> list[str]:
         """Every violated invariant, in words: of the queues and of the blocks."""
-        members = list(self._members())
+        members = [*self._waiting, *self._residents]
         names = [sequence.sequence_id for sequence in members]
         wrong = self.blocks.check(members)
-        if len(set(names)) != len(names) or set(names) != set(self._arrivals):
-            wrong.append(f"members {sorted(names)} are not the arrivals {sorted(self._arrivals)}, each once")
-        if len(self._running) > self._max_num_seqs:
-            wrong.append(f"{len(self._running)} sequences run but {self._max_num_seqs} may")
+        if len(set(names)) != len(names) or set(names) != set(self._orders):
+            wrong.append(f"members {sorted(names)} are not those that came, {sorted(self._orders)}, each once")
+        if len(self._residents.running) > self._max_num_seqs:
+            wrong.append(f"{len(self._residents.running)} sequences run but {self._max_num_seqs} may")
         for sequence in members:
             room = min(sequence.total_tokens, len(sequence.blocks) * self.blocks.block_size)
             if not 0 <= sequence.computed_tokens <= sequence.launched_tokens <= room:
                 counts = f"{sequence.computed_tokens} computed, {sequence.launched_tokens} launched tokens"
                 wrong.append(f"{sequence.sequence_id} has {counts} in {sequence.blocks}")
-        wrong += [f"{sequence.sequence_id} waits with blocks" for sequence in self._waiting if sequence.blocks]
-        if self._waiting.tokens != sum(len(sequence.tokens) for sequence in self._waiting):
-            wrong.append(f"{self._waiting.tokens} waiting tokens are counted wrongly")
-        return wrong
+        return wrong + self._residents.check() + self._waiting.check()
 
     def _schedule_chunk(self, sequence: Sequence, budget: int, parts: list[Part]) -> int:
         count = min(budget, sequence.unlaunched_tokens)
@@ -224,38 +266,30 @@ class Scheduler:
         return count
 
     def _promote(self) -> None:
-        while self._ready and len(self._running) < self._max_num_seqs:
-            name = next(iter(self._ready))
-            self._run(self._ready.pop(name))
-
-    def _admit(self, budget: int, parts: list[Part]) -> None:
-        while budget > 0 and len(self._running) < self._max_num_seqs:
-            sequence = self._waiting.head()
-            if sequence is None or not self.blocks.allocate(sequence, self._watermark()):
-                return
-            self._waiting.pop()
-            if sequence.preemptions == 0:
-                sequence.cached_tokens = sequence.computed_tokens
-            self._run(sequence)
-            budget -= self._schedule_chunk(sequence, budget, parts)
+        residents = self._residents
+        while residents.ready and len(residents.running) < self._max_num_seqs:
+            sequence = next(iter(residents.ready.values()))
+            residents.leave(sequence)
+            residents.enter(sequence, Status.RUNNING)
 
     def _form_batch(self, may_preempt: bool) -> list[Sequence] | None:
         """Fill the batch with those who are ready, and find room for the next token of everyone who decodes. Returns the
         preempted, or None if somebody must be who may not."""
         self._promote()
         preempted = self._grow_running(may_preempt)
-        while preempted is not None and self._ready and not self._running:  # those who ran gave way to earlier arrivals
+        residents = self._residents
+        while preempted is not None and residents.ready and not residents.running:  # those who ran gave way to older ones
             self._promote()
             more = self._grow_running(may_preempt)
             preempted = None if more is None else preempted + more
         return preempted
 
     def _grow_running(self, may_preempt: bool) -> list[Sequence] | None:
-        """Oldest first, at the cost of the latest."""
+        """Oldest first, at the cost of the youngest."""
         preempted: list[Sequence] = []
         size, index = self.blocks.block_size, 0
-        while index < len(self._running):
-            sequence = self._running[index]
+        while index < len(self._residents.running):
+            sequence = self._residents.running[index]
             if sequence.total_tokens <= len(sequence.blocks) * size or self.blocks.grow(sequence):
                 index += 1
             elif may_preempt:
@@ -265,31 +299,22 @@ class Scheduler:
         return preempted
 
     def _preempt(self) -> Sequence:
-        """Send the latest of those who may be sent back to the queue. One is there: whoever needs to grow."""
-        victim = next(sequence for sequence in reversed(self._running) if not sequence.hold)
-        if self._ready:
-            victim = max(victim, *self._ready.values(), key=self._arrival)
-        if victim.status is Status.RUNNING:
-            self._running.remove(victim)
-        else:
-            del self._ready[victim.sequence_id]
+        """Send the youngest of those who may lose their blocks back to the queue. One is there: whoever needs to grow."""
+        victim = max((*self._residents.decoding(), *self._residents.unpinned()), key=self._order)
+        self._take_back(victim)
+        return victim
+
+    def _take_back(self, victim: Sequence) -> None:
+        self._residents.leave(victim)
+        if victim.status is Status.HELD:
+            victim.tokens.pop()  # kept in `first`; it is drawn and emitted again
+        self._room.give_up(self._room.headroom(victim))
         self.blocks.free(victim)
         victim.status = Status.WAITING
         victim.preemptions += 1
-        self._waiting.push(victim, self._arrivals[victim.sequence_id])
-        return victim
-
-    def _run(self, sequence: Sequence) -> None:
-        sequence.status = Status.RUNNING
-        insort(self._running, sequence, key=self._arrival)
-
-    def _leave(self, sequence: Sequence) -> None:
-        if self._leaving.pop(sequence.sequence_id, None) is None:
-            self._running.remove(sequence)
-
-    def _watermark(self) -> int:
-        grows = self._ready or self._reserved or any(not sequence.hold for sequence in self._running)
-        return self._watermark_blocks if grows else 0
+        self._waiting.push(victim, self._order(victim))
+        if victim.hold:
+            self._admissions.append(Admission(AdmissionKind.TAKEN_BACK, victim))
 
     def _check_fits(self, sequence: Sequence) -> None:
         # The last token is drawn but never computed.
@@ -299,16 +324,11 @@ class Scheduler:
             capacity_tokens = self.blocks.num_blocks * self.blocks.block_size
             raise ContextLengthExceeded(f"Got {tokens} tokens to keep but the KV cache holds {capacity_tokens}", "max_tokens")
 
-    def _arrive(self, sequence: Sequence) -> int:
+    def _enter(self, sequence: Sequence) -> None:
         self._next_arrival += 1
-        self._arrivals[sequence.sequence_id] = self._next_arrival
-        return self._next_arrival
+        order = self._orders[sequence.sequence_id] = order_of(sequence, self._next_arrival)
+        self._waiting.push(sequence, order)
+        self._stalled = False
 
-    def _arrival(self, sequence: Sequence) -> int:
-        return self._arrivals[sequence.sequence_id]
-
-    def _members(self) -> Iterator[Sequence]:
-        yield from self._waiting
-        yield from self._running
-        for queue in (self._ready, self._reserved, self._held, self._leaving):
-            yield from queue.values()
+    def _order(self, sequence: Sequence) -> Order:
+        return self._orders[sequence.sequence_id]

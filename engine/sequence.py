@@ -2,7 +2,10 @@
 
 WAITING ──▶ RUNNING ──▶ FINISHED
    ▲           │ │
-   └─preempted─┘ └──▶ HELD   (prefill role: first token drawn, KV kept until `Engine.release`)
+   │ preempted │ └──▶ HELD   (prefill role: first token drawn, KV kept until `Engine.release`)
+   └───────────┴────────┘    (from HELD only while the other engine has no room for it: `Engine.pin`)
+
+WAITING ──▶ RESERVED ──▶ READY ──▶ RUNNING   (decode role: KV comes in, is here, is read)
 """
 
 from __future__ import annotations
@@ -14,11 +17,14 @@ import msgspec
 
 from core.request import FinishReason
 from core.sampling import SamplingParams
+from engine.plan import Drawn
 from engine.results import TokenLogprobs
 
 
 class Status(Enum):
     WAITING = "waiting"
+    RESERVED = "reserved"
+    READY = "ready"
     RUNNING = "running"
     HELD = "held"
     FINISHED = "finished"
@@ -40,7 +46,12 @@ class Sequence:
         last_step: number of the last launched step that computes something of it; 0 if there was none.
         tenancy: goes up whenever its blocks are freed. What a step computes for an earlier tenancy is void.
         blocks: block ids, in order of position. Enough for `launched_tokens`.
+        matched_blocks: how many of `blocks`, from the first, the prefix cache supplied.
         hold: keep KV after the first drawn token instead of decoding on (prefill role).
+        ticket: age of the request among all of the cluster, smaller is older; 0 where nobody gave it one.
+        incoming: its KV comes from elsewhere. A claim on blocks and nothing else, until they are filled.
+        pinned: with `hold`, that the other engine has room for it, so that it keeps its blocks until it is released.
+        first: with `hold`, what was drawn; kept when the blocks are lost, because the token was emitted.
         cached_tokens: how many prompt tokens the prefix cache supplied at first admission.
     """
 
@@ -50,6 +61,7 @@ class Sequence:
     sampling: SamplingParams
     salt: bytes = b""
     hold: bool = False
+    ticket: int = 0
     arrived_s: float = 0.0
     started_s: float | None = None
     first_token_s: float | None = None
@@ -61,8 +73,12 @@ class Sequence:
     tenancy: int = 0
     cached_tokens: int = 0
     blocks: list[int] = field(default_factory=list)
+    matched_blocks: int = 0
     block_hashes: list[bytes] = field(default_factory=list)
     preemptions: int = 0
+    incoming: bool = False
+    pinned: bool = False
+    first: Drawn | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.prompt_tokens <= len(self.tokens):

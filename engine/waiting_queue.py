@@ -1,78 +1,89 @@
-"""Sequences that wait for blocks, in the order in which they are to be admitted.
+"""Claims on blocks, in the order in which they are to be served: prompts to be read here, and reservations for KV that is read
+elsewhere.
 
-By default that is the order of arrival, and a preempted sequence keeps its place in it. A `key` puts something before
-arrival, for instance a deadline. Neighbour: `engine.scheduler`, which alone decides when the head is admitted.
+That order is the same on all engines of a cluster, so that two of them never wait for each other (docs/adr/0012). Neighbour:
+`engine.scheduler`, which alone decides who is served.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Iterator
-from typing import Any
+from bisect import bisect_left, insort
+from collections.abc import Iterator
 
-from engine.sequence import Sequence
+from engine.sequence import Sequence, Status
 
-OrderKey = Callable[[Sequence], Any]
-"""Smaller is earlier. Read once, when a sequence enters the queue; ties go by arrival."""
+Order = tuple[int, str, int]
+"""Smaller is older: by ticket, which gateways give; by name among equal tickets, because arrivals differ from engine to engine;
+by arrival among those that have no ticket (0)."""
+
+
+def order_of(sequence: Sequence, arrival: int) -> Order:
+    return sequence.ticket, sequence.sequence_id if sequence.ticket else "", arrival
 
 
 class WaitingQueue:
-    """A priority queue that any member can leave: O(log n) to enter and to leave, O(1) to look at the head."""
+    """A sorted list that any member can leave: O(log n) comparisons to enter and to leave, O(1) to look at one by its place."""
 
-    def __init__(self, key: OrderKey | None = None) -> None:
-        self._key = key
-        self._heap: list[tuple[Any, int, Sequence]] = []
-        self._members: dict[str, Sequence] = {}
+    def __init__(self) -> None:
+        self._sorted: list[tuple[Order, Sequence]] = []
+        self._order_of: dict[str, Order] = {}
         self._tokens = 0
+        self._reservations = 0
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._sorted)
 
     def __iter__(self) -> Iterator[Sequence]:
-        """Members in no particular order."""
-        return iter(list(self._members.values()))
+        """Members, oldest first."""
+        return iter([sequence for _, sequence in self._sorted])
 
     @property
     def tokens(self) -> int:
         """Tokens of all members together."""
         return self._tokens
 
-    def push(self, sequence: Sequence, arrival: int) -> None:
-        """`arrival` is unique among members."""
-        priority = self._key(sequence) if self._key else 0
-        heapq.heappush(self._heap, (priority, arrival, sequence))
-        self._members[sequence.sequence_id] = sequence
+    @property
+    def reservations(self) -> int:
+        """How many members wait for nothing but blocks, because their KV comes from elsewhere."""
+        return self._reservations
+
+    def push(self, sequence: Sequence, order: Order) -> None:
+        """`order` is unique among members, and so is the sequence's id."""
+        insort(self._sorted, (order, sequence), key=_order)
+        self._order_of[sequence.sequence_id] = order
         self._tokens += len(sequence.tokens)
+        self._reservations += sequence.incoming
 
-    def head(self) -> Sequence | None:
-        self._drop_stale()
-        return self._heap[0][2] if self._heap else None
-
-    def pop(self) -> Sequence:
-        """Remove and return the head. Raises IndexError when empty."""
-        self._drop_stale()
-        sequence = heapq.heappop(self._heap)[2]
-        self._leave(sequence)
-        return sequence
+    def at(self, place: int) -> Sequence | None:
+        """The member with so many older ones; None if there are not as many."""
+        return self._sorted[place][1] if place < len(self._sorted) else None
 
     def remove(self, sequence_id: str) -> bool:
-        """False if it is not a member. Its heap entry goes when it surfaces, or when such entries are the majority."""
-        sequence = self._members.get(sequence_id)
-        if sequence is None:
+        """False if it is not a member."""
+        order = self._order_of.pop(sequence_id, None)
+        if order is None:
             return False
-        self._leave(sequence)
-        if len(self._heap) > 2 * len(self._members) + 16:
-            self._heap = [entry for entry in self._heap if self._is_member(entry[2])]
-            heapq.heapify(self._heap)
+        _, sequence = self._sorted.pop(bisect_left(self._sorted, order, key=_order))
+        self._tokens -= len(sequence.tokens)
+        self._reservations -= sequence.incoming
         return True
 
-    def _leave(self, sequence: Sequence) -> None:
-        del self._members[sequence.sequence_id]
-        self._tokens -= len(sequence.tokens)
+    def check(self) -> list[str]:
+        """Every violated invariant, in words."""
+        wrong = [f"{member.sequence_id} waits with blocks" for member in self if member.blocks]
+        wrong += [f"{member.sequence_id} waits pinned" for member in self if member.pinned]
+        wrong += [
+            f"{member.sequence_id} waits though {member.status.value}" for member in self if member.status is not Status.WAITING
+        ]
+        orders = [order for order, _ in self._sorted]
+        if orders != sorted(orders) or sorted(orders) != sorted(self._order_of.values()):
+            wrong.append(f"the queue is out of order: {orders}")
+        counted = self._tokens, self._reservations
+        actual = sum(len(member.tokens) for member in self), sum(member.incoming for member in self)
+        if counted != actual:
+            wrong.append(f"waiting tokens and reservations are {actual} but counted as {counted}")
+        return wrong
 
-    def _drop_stale(self) -> None:
-        while self._heap and not self._is_member(self._heap[0][2]):
-            heapq.heappop(self._heap)
 
-    def _is_member(self, sequence: Sequence) -> bool:
-        return self._members.get(sequence.sequence_id) is sequence
+def _order(entry: tuple[Order, Sequence]) -> Order:
+    return entry[0]

@@ -148,6 +148,42 @@ def test_content_that_may_be_wrong_is_never_matched_again() -> None:
     assert allocated(blocks, "next", [*range(8), 9]).computed_tokens == 0
 
 
+def test_a_fault_leaves_what_others_wrote_and_live_in() -> None:
+    """A fault in one sequence once threw out the system prompt that fifty others shared."""
+    blocks = BlockManager(8, 4)
+    writer = computed(blocks, "writer", list(range(8)))
+    bad = allocated(blocks, "bad", [*range(8), *[9] * 5])
+    compute(blocks, bad)
+    assert bad.matched_blocks == 2
+    blocks.free(bad, keep_cached=False)
+    assert blocks.check([writer]) == []
+    assert allocated(blocks, "next", [*range(8), *[9] * 5]).computed_tokens == 8
+
+
+def test_what_nobody_else_lives_in_is_forgotten_with_a_fault() -> None:
+    """Else wrong content that its writer left behind would fail one sequence after the other."""
+    blocks = BlockManager(8, 4)
+    blocks.free(computed(blocks, "writer", list(range(8))))
+    first, second = (allocated(blocks, name, [*range(8), 9]) for name in ("first", "second"))
+    blocks.free(first, keep_cached=False)
+    assert allocated(blocks, "third", [*range(8), 9]).computed_tokens == 8
+    blocks.free(second, keep_cached=False)
+    assert blocks.cached_blocks == 2, "the third still lives"
+
+
+def test_whoever_is_gone_but_for_a_step_in_flight_vouches_for_nothing() -> None:
+    blocks = BlockManager(8, 4)
+    blocks.free(computed(blocks, "writer", list(range(8))))
+    first, second = (allocated(blocks, name, [*range(8), 9]) for name in ("first", "second"))
+    first.last_step = second.last_step = 1
+    for each in (first, second):
+        blocks.free(each, keep_cached=False)
+    assert blocks.cached_blocks == 0
+    blocks.collected(1)
+    assert blocks.check([]) == []
+    assert blocks.free_blocks == 8
+
+
 def test_freeing_a_sequence_without_blocks_changes_nothing() -> None:
     blocks = BlockManager(2, 4)
     blocks.free(sequence("a", [1]))

@@ -374,7 +374,7 @@ def crowd(count: int) -> list[Sequence]:
 
 def serve(runner: TorchRunner, sequences: list[Sequence]) -> set[int]:
     """Everybody through one engine, a few arriving at a time; the numbers of sequences that decoded together."""
-    config = EngineConfig(max_num_seqs=9, max_num_batched_tokens=40)
+    config = EngineConfig(max_num_seqs=9, max_num_batched_tokens=40, headroom_tokens=0)
     engine, arriving, sizes = Engine(runner, config, ManualClock()), list(sequences), set()
     while arriving or engine.has_work:
         for _ in range(2):

@@ -10,6 +10,7 @@ from core.cost import CostModel
 from core.errors import ContextLengthExceeded, EngineFault, InvalidRequest, Overloaded, ProtocolError
 from core.request import FinishReason
 from core.sampling import SamplingParams
+from engine.admission import Admission, AdmissionKind
 from engine.decision import Part
 from engine.engine import Engine
 from engine.plan import Drawn, Handle, StepPlan, StepResult
@@ -23,8 +24,10 @@ PROMPT = list(range(10, 20))
 class ScriptedRunner(SimulatedRunner):
     """Draws the tokens of a script, one a step, the same for every sequence."""
 
-    def __init__(self, script: list[int], *, eos: frozenset[int] = frozenset({7}), max_model_len: int = 64) -> None:
-        super().__init__(layout(4), 32, max_model_len, VOCAB, CostModel(), None, eos)
+    def __init__(
+        self, script: list[int], *, eos: frozenset[int] = frozenset({7}), max_model_len: int = 64, num_blocks: int = 32
+    ) -> None:
+        super().__init__(layout(4), num_blocks, max_model_len, VOCAB, CostModel(), None, eos)
         self._script = script
         self._place = -1
 
@@ -52,6 +55,11 @@ def engine(
         max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, max_waiting_tokens=max_waiting_tokens
     )
     return Engine(runner or simulated_runner(), config, clock or ManualClock())
+
+
+def grant(it: Engine, reserved: Sequence) -> None:
+    it.reserve(reserved)
+    assert it.admissions() == (Admission(AdmissionKind.GRANTED, reserved),)
 
 
 def drain(it: Engine) -> list[NewToken]:
@@ -160,7 +168,7 @@ def test_an_id_in_use_is_refused_in_every_state_and_free_again_afterwards() -> N
     with pytest.raises(InvalidRequest):
         it.reserve(sequence("same", PROMPT))
     it.cancel("same")
-    assert it.reserve(sequence("same", PROMPT))
+    grant(it, sequence("same", PROMPT))
     with pytest.raises(InvalidRequest):
         it.add(sequence("same", PROMPT))
 
@@ -226,7 +234,7 @@ def test_a_started_sequence_goes_on_from_the_token_drawn_elsewhere() -> None:
     output = run_alone(PROMPT, params)
     it = engine()
     moved = sequence("m", PROMPT, sampling=params)
-    assert it.reserve(moved)
+    grant(it, moved)
     assert it.start(moved, output[0]) is None
     tokens = drain(it)
     assert [token.token for token in tokens] == output[1:]
@@ -237,10 +245,10 @@ def test_a_started_sequence_goes_on_from_the_token_drawn_elsewhere() -> None:
 def test_a_started_sequence_is_in_the_prefix_cache_but_a_reservation_is_not() -> None:
     it = engine()
     moved, early, late = (sequence(name, PROMPT) for name in ("moved", "early", "late"))
-    assert it.reserve(moved)
-    assert it.reserve(early)
+    grant(it, moved)
+    grant(it, early)
     it.start(moved, 1)
-    assert it.reserve(late)
+    grant(it, late)
     assert (early.cached_tokens, late.cached_tokens) == (0, 8)
     assert late.blocks[:2] == moved.blocks[:2]
 
@@ -249,7 +257,7 @@ def test_a_started_sequence_is_in_the_prefix_cache_but_a_reservation_is_not() ->
 def test_a_first_token_that_ends_it_frees_it_at_the_start(token: int, max_tokens: int, finish: FinishReason) -> None:
     it = engine()
     moved = sequence("m", PROMPT, max_tokens)
-    assert it.reserve(moved)
+    grant(it, moved)
     assert it.start(moved, token) is finish
     assert it.invariants() == []
 
@@ -259,7 +267,7 @@ def test_a_start_without_a_reservation_or_with_no_such_token_changes_nothing() -
     moved = sequence("m", PROMPT)
     with pytest.raises(EngineFault):
         it.start(moved, 1)
-    assert it.reserve(moved)
+    grant(it, moved)
     for token in (-1, VOCAB):
         with pytest.raises(ProtocolError):
             it.start(moved, token)
@@ -268,13 +276,78 @@ def test_a_start_without_a_reservation_or_with_no_such_token_changes_nothing() -
         it.start(moved, 1)
 
 
-def test_a_reservation_that_does_not_fit_now_leaves_no_trace() -> None:
+def test_a_reservation_waits_for_room_and_is_granted_while_no_step_can_be_launched() -> None:
     it = engine(simulated_runner(4, 4))
-    assert it.reserve(sequence("a", PROMPT, 2))
-    assert not it.reserve(sequence("b", PROMPT, 2))
-    assert not it.cancel("b")
+    grant(it, sequence("a", PROMPT, 2))
+    waiting = sequence("b", PROMPT, 2)
+    it.reserve(waiting)
+    assert it.admissions() == ()
+    assert not it.step().parts
+    assert (it.has_work, waiting.blocks, it.load().waiting, it.load().waiting_tokens) == (False, [], 1, 10)
     it.cancel("a")
+    assert it.admissions() == (Admission(AdmissionKind.GRANTED, waiting),)
+    it.cancel("b")
     assert it.invariants() == []
+
+
+def test_a_reservation_is_granted_while_a_step_is_in_flight() -> None:
+    it = engine(simulated_runner(steps_ahead=0))
+    it.add(sequence("a", PROMPT))
+    assert it.launch()
+    grant(it, sequence("b", PROMPT))
+    assert it.in_flight == 1
+
+
+def test_reservations_are_never_refused_because_too_much_waits() -> None:
+    it = engine(simulated_runner(4, 4), max_waiting_tokens=10)
+    for name in ("a", "b", "c"):
+        it.reserve(sequence(name, PROMPT, 2))
+    with pytest.raises(Overloaded):
+        it.add(sequence("d", PROMPT, 2))
+
+
+def wounded(it: Engine, pin: bool = False) -> tuple[list[NewToken], bool]:
+    """The life of a prompt of 10 of 16 tokens, to which an older claim on all comes once it is read: its tokens."""
+    held, claim = sequence("h", PROMPT, hold=True, ticket=2), sequence("c", list(range(13)), 2, ticket=1)
+    it.add(held)
+    tokens = drain(it)
+    assert it.admissions() == (Admission(AdmissionKind.ADMITTED, held),)
+    assert not pin or it.pin("h")
+    it.reserve(claim)
+    said = it.admissions()
+    if not pin:
+        assert said == (Admission(AdmissionKind.TAKEN_BACK, held), Admission(AdmissionKind.GRANTED, claim))
+        assert not it.pin("h")
+        assert not it.release("h")
+    it.cancel("c")
+    tokens += drain(it)
+    assert it.release("h")
+    assert it.invariants() == []
+    return tokens, bool(said)
+
+
+def test_a_prompt_that_lost_its_blocks_emits_its_token_again_whatever_is_drawn() -> None:
+    (first, again), _ = wounded(engine(ScriptedRunner([5, 6], num_blocks=4)))
+    assert (first.token, first.position, first.finish) == (again.token, again.position, again.finish) == (5, 0, None)
+
+
+def test_a_pinned_prompt_keeps_its_blocks() -> None:
+    tokens, said = wounded(engine(simulated_runner(4, 4)), pin=True)
+    assert len(tokens) == 1
+    assert not said
+
+
+def test_only_a_prompt_with_blocks_that_is_to_be_held_can_be_pinned() -> None:
+    it = engine(simulated_runner(4, 4))
+    it.add(sequence("h", PROMPT, hold=True))
+    assert not it.pin("h")
+    it.step()
+    assert it.pin("h")
+    it.cancel("h")
+    assert not it.pin("h")
+    it.add(sequence("a", PROMPT, 2))
+    it.step()
+    assert not it.pin("a")
 
 
 # --- what goes wrong in a step --------------------------------------------------------------------------------------------
@@ -406,7 +479,7 @@ def test_load_counts_what_waits_runs_and_is_kept() -> None:
     for name in ("a", "b", "c"):
         it.add(sequence(name, PROMPT))
     it.step()
-    assert it.reserve(sequence("r", [1] * 8, arrived_s=-1.0))
+    grant(it, sequence("r", [1] * 8, arrived_s=-1.0))
     load = it.load()
     assert (load.waiting, load.waiting_tokens, load.running, load.context_tokens) == (2, 20, 1, 11)
     assert (load.free_blocks, load.held_blocks, load.steps) == (64 - 3 - 2, 2, 1)

@@ -13,6 +13,7 @@ from core.config import EngineConfig
 from core.cost import CostModel
 from core.errors import ContextLengthExceeded, EngineFault, Overloaded
 from core.sampling import SamplingParams
+from engine.admission import AdmissionKind
 from engine.decision import Part
 from engine.engine import Engine, StepOutput
 from engine.plan import StepPlan
@@ -38,10 +39,13 @@ samplings = st.builds(
 
 @dataclass(eq=False)
 class Life:
+    """`admitted`: the engine has said that it has blocks, and not taken them back since."""
+
     sequence: Sequence
     expected: list[int]
     delivered: list[int]
-    reserved: bool = False
+    admitted: bool = False
+    pinned: bool = False
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -49,7 +53,7 @@ class EngineMachine(RuleBasedStateMachine):
         super().__init__()
         self.lives: dict[str, Life] = {}
         self.count = 0
-        self.build(8, 4, 4, 8, True, 0)
+        self.build(8, 4, 4, 8, True, 0, 0)
 
     @initialize(
         num_blocks=st.integers(8, 14),
@@ -58,8 +62,11 @@ class EngineMachine(RuleBasedStateMachine):
         budget=st.integers(1, 8),
         prefix_cache=st.booleans(),
         steps_ahead=st.sampled_from([0, 1, 1, 2]),
+        headroom=st.sampled_from([0, 2, 512]),
     )
-    def build(self, num_blocks: int, block_size: int, seqs: int, budget: int, prefix_cache: bool, steps_ahead: int) -> None:
+    def build(
+        self, num_blocks: int, block_size: int, seqs: int, budget: int, prefix_cache: bool, steps_ahead: int, headroom: int
+    ) -> None:
         self.num_blocks, self.block_size, self.budget, self.seqs = num_blocks, block_size, budget, seqs
         self.clock = ManualClock()
         self.runner = KVCheckingRunner(num_blocks, block_size, EOS_CHANCE, steps_ahead, CostModel(step_s=1.0), self.clock)
@@ -69,6 +76,7 @@ class EngineMachine(RuleBasedStateMachine):
             max_num_batched_tokens=budget,
             max_waiting_tokens=MAX_WAITING_TOKENS,
             prefix_cache=prefix_cache,
+            headroom_tokens=headroom,
         )
         self.engine = Engine(self.runner, config, self.clock)
 
@@ -77,8 +85,8 @@ class EngineMachine(RuleBasedStateMachine):
 
     # --- entering -----------------------------------------------------------------------------------------------------
 
-    def new_life(self, prompt: list[int], params: SamplingParams, replayed: int, hold: bool, salt: bytes) -> Life:
-        """A life that an earlier attempt may have led up to token `replayed`."""
+    def new_life(self, prompt: list[int], params: SamplingParams, replayed: int, hold: bool, salt: bytes, older: int = 0) -> Life:
+        """A life that an earlier attempt may have led up to token `replayed`; its request is older than so many others here."""
         self.count += 1
         self.clock.advance(1.0)
         expected = run_alone(prompt, params, EOS_CHANCE)
@@ -89,6 +97,7 @@ class EngineMachine(RuleBasedStateMachine):
             delivered=delivered,
             hold=hold,
             salt=salt,
+            ticket=1000 * (self.count - older) + self.count,
             arrived_s=self.clock.now(),
             sampling=params,
         )
@@ -109,8 +118,10 @@ class EngineMachine(RuleBasedStateMachine):
         for prompt, params in newcomers:
             self.add_one(prompt, params, replayed, hold, salt)
 
-    def add_one(self, prompt: list[int], params: SamplingParams, replayed: int, hold: bool, salt: bytes) -> None:
-        life = self.new_life(prompt, params, replayed, hold, salt)
+    def add_one(
+        self, prompt: list[int], params: SamplingParams, replayed: int, hold: bool, salt: bytes, older: int = 0
+    ) -> None:
+        life = self.new_life(prompt, params, replayed, hold, salt, min(older, self.count))
         load = self.engine.load()
         try:
             self.engine.add(life.sequence)
@@ -123,37 +134,101 @@ class EngineMachine(RuleBasedStateMachine):
             assert not self.capacity_exceeded(life)
             self.lives[life.sequence.sequence_id] = life
 
-    @rule(newcomers=st.lists(st.tuples(prompts, samplings), min_size=1, max_size=3), replayed=st.integers(0, 3))
-    def reserve(self, newcomers: list[tuple[list[int], SamplingParams]], replayed: int) -> None:
+    @rule(
+        newcomers=st.lists(st.tuples(prompts, samplings), min_size=1, max_size=3),
+        replayed=st.integers(0, 3),
+        older=st.sampled_from([0, 0, 1, 2, 5]),
+    )
+    def reserve(self, newcomers: list[tuple[list[int], SamplingParams]], replayed: int, older: int) -> None:
         for prompt, params in newcomers:
-            self.reserve_one(prompt, params, replayed)
+            life = self.new_life(prompt, params, replayed, False, b"", min(older, self.count))
+            try:
+                self.engine.reserve(life.sequence)
+            except ContextLengthExceeded:
+                assert self.capacity_exceeded(life)
+            else:
+                assert not self.capacity_exceeded(life)
+                self.lives[life.sequence.sequence_id] = life
 
-    def reserve_one(self, prompt: list[int], params: SamplingParams, replayed: int) -> None:
-        life = self.new_life(prompt, params, replayed, False, b"")
-        was_empty = not self.lives
-        try:
-            granted = self.engine.reserve(life.sequence)
-        except ContextLengthExceeded:
-            assert self.capacity_exceeded(life)
-            return
-        assert not self.capacity_exceeded(life)
-        assert granted or not was_empty or self.engine.in_flight
-        if granted:
-            life.reserved = True
-            self.lives[life.sequence.sequence_id] = life
-            self.runner.read(life.sequence, life.sequence.cached_tokens)
+    @rule(
+        crowd=st.lists(prompts, min_size=1, max_size=4),
+        claims=st.lists(st.tuples(prompts, samplings), min_size=1, max_size=2),
+        as_reservation=st.booleans(),
+        pinned=st.sampled_from([0, 0, 1]),
+    )
+    def an_older_claim_comes_to_a_standstill(
+        self, crowd: list[list[int]], claims: list[tuple[list[int], SamplingParams]], as_reservation: bool, pinned: int
+    ) -> None:
+        """Prompts are read that no other engine has room for; when nobody has anything to do, an older request arrives."""
+        for prompt in crowd:
+            self.add_one(prompt, SamplingParams(max_tokens=8), 0, True, b"")
+        for _ in range(200):
+            if not self.engine.has_work and not self.engine.in_flight:
+                break
+            self.step_once()
+            self.hear()
+        for life in self.of(Status.HELD)[:pinned]:
+            life.pinned = self.engine.pin(life.sequence.sequence_id)
+        for prompt, params in claims:
+            if as_reservation:
+                self.reserve([(prompt, params)], 0, self.count)
+            else:
+                self.add_one(prompt, params, 0, False, b"", older=self.count)
+            self.step_once()
+        self.hear()
 
-    def of(self, *statuses: Status, reserved: bool | None = None) -> list[Life]:
-        return [
-            life
-            for life in self.lives.values()
-            if life.sequence.status in statuses and (reserved is None or life.reserved == reserved)
-        ]
+    @rule()
+    def hear(self) -> None:
+        """What the engine says of admissions, and what must hold whenever it has said it."""
+        for admission in self.engine.admissions():
+            life = self.lives[admission.sequence.sequence_id]
+            assert admission.sequence is life.sequence
+            if admission.kind is AdmissionKind.GRANTED:
+                assert life.sequence.status is Status.RESERVED
+                self.runner.read(life.sequence, life.sequence.cached_tokens)
+                life.admitted = True
+            elif admission.kind is AdmissionKind.ADMITTED:
+                assert life.sequence.hold
+                assert not life.admitted
+                life.admitted = True
+            else:
+                assert life.admitted
+                assert not life.pinned
+                life.admitted = False
+        for life in self.lives.values():
+            if life.sequence.hold:
+                assert life.admitted == bool(life.sequence.blocks)
+        if not self.engine.in_flight:
+            assert not (self.waits_for_nothing() and self.oldest().incoming)
 
-    @precondition(lambda self: self.of(Status.WAITING, reserved=True))
+    def oldest(self) -> Sequence:
+        return min((life.sequence for life in self.lives.values()), key=lambda born: born.ticket)
+
+    def waits_for_nothing(self) -> bool:
+        """Whether the oldest has no blocks though nobody here is going to free his without help from other engines."""
+        if not self.lives or self.oldest().blocks:
+            return False
+        return not self.of(Status.RUNNING, Status.READY, Status.RESERVED) and not any(
+            life.pinned for life in self.of(Status.HELD)
+        )
+
+    @precondition(lambda self: self.of(Status.RUNNING, Status.HELD, Status.WAITING))
+    @rule(data=st.data())
+    def pin(self, data: st.DataObject) -> None:
+        life = data.draw(st.sampled_from(self.of(Status.RUNNING, Status.HELD, Status.WAITING)))
+        life.pinned = self.engine.pin(life.sequence.sequence_id)
+        assert life.pinned == (life.sequence.hold and bool(life.sequence.blocks))
+
+    def of(self, *statuses: Status) -> list[Life]:
+        return [life for life in self.lives.values() if life.sequence.status in statuses]
+
+    def granted(self) -> list[Life]:
+        return [life for life in self.of(Status.RESERVED) if life.admitted]
+
+    @precondition(lambda self: self.granted())
     @rule(latest_first=st.booleans(), count=st.integers(1, 3))
     def start(self, latest_first: bool, count: int) -> None:
-        reserved = self.of(Status.WAITING, reserved=True)
+        reserved = self.granted()
         for life in (reserved[::-1] if latest_first else reserved)[:count]:
             self.start_one(life)
 
@@ -162,7 +237,6 @@ class EngineMachine(RuleBasedStateMachine):
         self.runner.write(moved, moved.cached_tokens, len(moved.tokens))
         token = life.expected[len(life.delivered)]
         life.delivered.append(token)
-        life.reserved = False
         finish = self.engine.start(moved, token)
         assert (finish is not None) == (life.delivered == life.expected)
         if finish is not None:
@@ -202,13 +276,13 @@ class EngineMachine(RuleBasedStateMachine):
     def step_once(self) -> None:
         """As a worker does: only when the engine says that there is work."""
         if not self.engine.has_work:
-            assert not self.lives or self.pinned(), "nothing is pinned, and yet the living have no work"
+            assert not self.waits_for_nothing(), "there is no work, and yet the oldest could go on"
             return
         output = self.engine.step()
         assert output.failed == ()
         if not output.parts:
             assert output.tokens == ()
-            assert self.pinned(), "nothing is pinned, and yet there was nothing to compute"
+            assert not self.waits_for_nothing(), "there was nothing to compute, and yet the oldest could go on"
             return
         self.check_parts(output.parts)
         self.take(output.tokens)
@@ -232,6 +306,8 @@ class EngineMachine(RuleBasedStateMachine):
     def take(self, tokens: tuple[NewToken, ...]) -> None:
         for new in tokens:
             life = self.lives[new.sequence.sequence_id]
+            if life.sequence.hold and life.sequence.preemptions and new.position < len(life.delivered):
+                life.delivered.pop()  # read, and emitted, once more
             assert new.position == len(life.delivered)
             life.delivered.append(new.token)
             assert life.delivered == life.expected[: len(life.delivered)]
@@ -242,15 +318,11 @@ class EngineMachine(RuleBasedStateMachine):
             elif new.finish is not None:
                 self.bury(life)
 
-    def pinned(self) -> bool:
-        return bool(self.of(Status.HELD) or self.of(Status.WAITING, reserved=True))
-
     def check_parts(self, parts: tuple[Part, ...]) -> None:
         assert 0 < sum(part.count for part in parts) <= self.budget
         assert len(parts) <= self.seqs
         assert len({part.sequence.sequence_id for part in parts}) == len(parts)
         assert all(part.count > 0 for part in parts)
-        assert not any(part.sequence.hold and part.sequence.preemptions for part in parts)
 
     @precondition(lambda self: self.engine.has_work)
     @rule(faulty=st.sampled_from([None, 0, 0, 1]))
@@ -291,8 +363,9 @@ class EngineMachine(RuleBasedStateMachine):
                 break
             for life in self.of(Status.HELD):
                 self.release_one(life)
-            for life in self.of(Status.WAITING, reserved=True):
+            for life in self.granted():
                 self.start_one(life)
+            self.hear()
             self.step_once()
         while self.engine.in_flight:
             assert self.engine.collect().tokens == (), "only tokens past an end are left"

@@ -25,7 +25,7 @@ from engine.sequence import Sequence
 from engine.torch_runner import TorchRunner
 
 OUTPUT = 12
-CONFIG = EngineConfig(max_num_batched_tokens=48, max_num_seqs=12)
+CONFIG = EngineConfig(max_num_batched_tokens=48, max_num_seqs=12, headroom_tokens=0)
 WINDOW = 8  # shorter than most prompts
 EAGER = {"gemma2", "gpt_oss"}  # whose own sdpa leaves out the soft cap or the sinks
 

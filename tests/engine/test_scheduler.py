@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from core.errors import ContextLengthExceeded, EngineFault, Overloaded
+from engine.admission import AdmissionKind
 from engine.block_manager import BlockManager
 from engine.decision import Decision
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Status
-from engine.waiting_queue import OrderKey, WaitingQueue
 from tests.support.engines import sequence
+
+ADMITTED, GRANTED, TAKEN_BACK = AdmissionKind
 
 
 def scheduler(
@@ -17,16 +21,44 @@ def scheduler(
     max_num_seqs: int = 8,
     max_num_batched_tokens: int = 16,
     max_waiting_tokens: int = 1000,
-    watermark_blocks: int | None = 0,
-    key: OrderKey | None = None,
+    headroom_tokens: int = 0,
     prefix_cache: bool = False,
 ) -> Scheduler:
     blocks = BlockManager(num_blocks, 4, prefix_cache)
-    return Scheduler(blocks, max_num_seqs, max_num_batched_tokens, max_waiting_tokens, watermark_blocks=watermark_blocks, key=key)
+    return Scheduler(blocks, max_num_seqs, max_num_batched_tokens, max_waiting_tokens, headroom_tokens)
 
 
-def prompt(name: str, tokens: int, max_tokens: int = 8, *, hold: bool = False, arrived_s: float = 0.0) -> Sequence:
-    return sequence(name, list(range(tokens)), max_tokens, hold=hold, arrived_s=arrived_s)
+def prompt(name: str, tokens: int, max_tokens: int = 8, *, hold: bool = False, ticket: int = 0) -> Sequence:
+    return sequence(name, list(range(tokens)), max_tokens, hold=hold, ticket=ticket)
+
+
+def said(it: Scheduler) -> list[tuple[AdmissionKind, str]]:
+    """What `Engine.admissions` would say, while no step is in flight."""
+    it.admit()
+    return [(admission.kind, admission.sequence.sequence_id) for admission in it.take_admissions()]
+
+
+def granted(it: Scheduler, reserved: Sequence) -> Sequence:
+    it.reserve(reserved)
+    assert said(it) == [(GRANTED, reserved.sequence_id)]
+    return reserved
+
+
+def started(it: Scheduler, reserved: Sequence) -> Sequence:
+    """A reservation whose KV has come in, with a first token of 1."""
+    it.activate(granted(it, reserved))
+    reserved.tokens.append(1)
+    return reserved
+
+
+def held(it: Scheduler, each: Sequence) -> Sequence:
+    """A prompt that is read and waits for another engine."""
+    it.add(each)
+    while each.output_tokens == 0:
+        apply(it.schedule())
+    it.hold(each)
+    assert said(it) == [(ADMITTED, each.sequence_id)]
+    return each
 
 
 def apply(plan: Decision | None) -> Decision:
@@ -94,12 +126,19 @@ def test_a_large_head_is_not_overtaken() -> None:
     assert it.waiting == 2
 
 
-def test_a_key_orders_admission_and_ties_go_by_arrival() -> None:
-    deadlines = {"late": 9.0, "soon": 1.0, "soon too": 1.0}
-    it = scheduler(key=lambda waiting: deadlines[waiting.sequence_id])
-    for name in deadlines:
-        it.add(prompt(name, 4))
-    assert [name for name, *_ in shape(it.schedule())] == ["soon", "soon too", "late"]
+def test_tickets_order_admission_then_arrival_where_there_are_none() -> None:
+    it = scheduler()
+    for name, ticket in (("third", 9), ("second", 7), ("none", 0), ("none either", 0)):
+        it.add(prompt(name, 4, ticket=ticket))
+    assert [name for name, *_ in shape(it.schedule())] == ["none", "none either", "second", "third"]
+
+
+def test_equal_tickets_are_ordered_alike_wherever_they_arrive_first() -> None:
+    for names in (["a", "b"], ["b", "a"]):
+        it = scheduler()
+        for name in names:
+            it.add(prompt(name, 4, ticket=3))
+        assert [name for name, *_ in shape(it.schedule())] == ["a", "b"]
 
 
 def test_when_blocks_run_out_the_latest_arrival_is_recomputed_later() -> None:
@@ -137,16 +176,38 @@ def test_the_step_that_preempts_admits_nobody() -> None:
     assert [name for name, *_ in shape(it.schedule())] == ["first"]
 
 
-def test_a_holding_sequence_is_never_preempted() -> None:
+def test_whoever_grows_takes_the_blocks_of_a_younger_prompt_that_no_engine_has_room_for() -> None:
     it = scheduler(4, max_num_batched_tokens=9)
     decoding, holding = prompt("decoding", 4), prompt("holding", 12, hold=True)
     it.add(decoding)
     it.add(holding)
     apply(it.schedule())
+    assert said(it) == [(ADMITTED, "holding")]
     plan = apply(it.schedule())
-    assert holding.status is Status.RUNNING
-    assert plan.preempted == (decoding,)
-    assert [name for name, *_ in shape(plan)] == ["holding"]
+    assert plan.preempted == (holding,)
+    assert (holding.status, holding.blocks, holding.computed_tokens) == (Status.WAITING, [], 0)
+    assert shape(plan) == [("decoding", 4, 1, True)]
+    assert said(it) == [(TAKEN_BACK, "holding")]
+    assert it.check() == []
+
+
+def test_whoever_grows_gives_way_to_an_older_prompt_and_to_a_pinned_one() -> None:
+    for ticket, pinned in ((1, False), (3, True)):
+        it = scheduler(4, max_num_batched_tokens=9)
+        decoding, holding = prompt("decoding", 4, ticket=2), prompt("holding", 12, hold=True, ticket=ticket)
+        it.add(decoding)
+        apply(it.schedule())
+        it.remove(decoding)
+        decoding = prompt("decoding", 4, ticket=2)
+        it.add(decoding)
+        it.add(holding)
+        apply(it.schedule())
+        apply(it.schedule()) if not decoding.output_tokens else None
+        holding.pinned = pinned
+        plan = apply(it.schedule())
+        assert plan.preempted == (decoding,)
+        assert [name for name, *_ in shape(plan)] == ["holding"]
+        assert it.check() == []
 
 
 def test_a_holding_prompt_owns_all_its_blocks_from_its_first_chunk() -> None:
@@ -157,18 +218,27 @@ def test_a_holding_prompt_owns_all_its_blocks_from_its_first_chunk() -> None:
     assert len(holding.blocks) == 10
 
 
-def test_admission_leaves_the_watermark_to_those_that_decode() -> None:
-    it = scheduler(6, watermark_blocks=2)
-    it.add(prompt("decoding", 8))
+@pytest.mark.parametrize(("tokens", "admitted"), [(16, ["decoding", "next"]), (17, ["decoding"])])
+def test_admission_keeps_room_for_the_output_of_those_that_decode(tokens: int, admitted: list[str]) -> None:
+    """Of 8 blocks it has 2, and with 6 more tokens after its first it would have 4."""
+    it = scheduler(8, headroom_tokens=6, max_num_batched_tokens=32)
+    it.add(prompt("decoding", 8, max_tokens=20))
     apply(it.schedule())
-    it.add(prompt("next", 8))
-    assert [name for name, *_ in shape(apply(it.schedule()))] == ["decoding"]
+    it.add(prompt("next", tokens, max_tokens=1))
+    assert [name for name, *_ in shape(apply(it.schedule()))] == admitted
 
 
-def test_the_watermark_keeps_nobody_out_of_an_idle_engine() -> None:
-    it = scheduler(4, watermark_blocks=2)
-    it.add(prompt("whole", 15, max_tokens=2))
-    assert shape(it.schedule()) == [("whole", 0, 15, True)]
+def test_no_room_is_kept_for_more_output_than_there_can_be() -> None:
+    it = scheduler(4, headroom_tokens=500)
+    it.add(prompt("decoding", 8, max_tokens=5))
+    it.add(prompt("next", 4, max_tokens=1, hold=True))
+    assert [name for name, *_ in shape(it.schedule())] == ["decoding", "next"]
+
+
+def test_headroom_keeps_nobody_out_of_an_idle_engine() -> None:
+    it = scheduler(4, headroom_tokens=500)
+    it.add(prompt("whole", 9, max_tokens=8))
+    assert shape(it.schedule()) == [("whole", 0, 9, True)]
 
 
 def test_what_cannot_fit_alone_is_refused_at_the_door() -> None:
@@ -197,19 +267,34 @@ def test_waiting_tokens_are_bounded_but_an_empty_queue_takes_anything() -> None:
 def test_a_reservation_is_not_scheduled_before_its_kv_is_here() -> None:
     it = scheduler()
     reserved = prompt("reserved", 6)
-    assert it.reserve(reserved)
-    assert (len(reserved.blocks), reserved.status, it.has_work) == (2, Status.WAITING, False)
+    it.reserve(reserved)
+    assert (it.waiting, it.waiting_tokens, reserved.blocks) == (1, 6, [])
+    assert said(it) == [(GRANTED, "reserved")]
+    assert said(it) == []
+    assert (len(reserved.blocks), reserved.status, it.waiting) == (2, Status.RESERVED, 0)
     assert it.schedule() is None
+    assert not it.has_work
     it.activate(reserved)
-    reserved.computed_tokens = 6
     reserved.tokens.append(1)
     assert shape(it.schedule()) == [("reserved", 6, 1, True)]
 
 
-def test_only_a_reservation_can_be_activated() -> None:
+def test_a_reservation_can_be_granted_by_the_step_itself() -> None:
     it = scheduler()
-    with pytest.raises(EngineFault):
-        it.activate(prompt("stranger", 6))
+    it.add(prompt("running", 4))
+    it.reserve(prompt("reserved", 6))
+    apply(it.schedule())
+    assert [admission.kind for admission in it.take_admissions()] == [GRANTED]
+
+
+def test_only_a_granted_reservation_can_be_activated() -> None:
+    it = scheduler(4)
+    granted(it, prompt("large", 16, max_tokens=1))
+    waiting = prompt("waiting", 6)
+    it.reserve(waiting)
+    for each in (prompt("stranger", 6), waiting):
+        with pytest.raises(EngineFault):
+            it.activate(each)
 
 
 def test_a_reservation_reuses_the_prefix_that_is_here() -> None:
@@ -218,38 +303,219 @@ def test_a_reservation_reuses_the_prefix_that_is_here() -> None:
     it.add(first)
     apply(it.schedule())
     it.blocks.register(first, 0)
-    second = prompt("second", 11)
-    assert it.reserve(second)
+    second = granted(it, prompt("second", 11))
     assert (second.cached_tokens, second.blocks[:2]) == (8, first.blocks[:2])
 
 
-def test_there_is_no_reservation_without_room() -> None:
-    it = scheduler(4, watermark_blocks=1)
-    first, second = prompt("first", 8), prompt("second", 8)
-    assert it.reserve(first)
-    assert not it.reserve(second)
-    assert (second.blocks, second.cached_tokens) == ([], 0)
+def test_a_reservation_waits_for_room_in_its_place() -> None:
+    it = scheduler(4)
+    first = granted(it, prompt("first", 8))
+    it.reserve(prompt("second", 12, max_tokens=1))
+    it.reserve(prompt("third", 4, max_tokens=1))
+    assert said(it) == []
     it.remove(first)
-    assert it.reserve(second)
+    assert said(it) == [(GRANTED, "second"), (GRANTED, "third")]
 
 
-def test_a_reservation_yields_to_a_head_that_arrived_earlier_and_to_no_later_one() -> None:
+def test_an_event_of_whoever_is_gone_is_not_told() -> None:
+    it = scheduler()
+    reserved = prompt("reserved", 6)
+    it.reserve(reserved)
+    it.admit()
+    it.remove(reserved)
+    assert it.take_admissions() == ()
+
+
+def test_a_reservation_yields_to_an_older_head_and_to_no_younger_one() -> None:
     it = scheduler(8)
-    it.add(prompt("running", 12, arrived_s=0))
+    it.add(prompt("running", 12, ticket=1))
     apply(it.schedule())
-    it.add(prompt("head", 17, arrived_s=2))
-    assert not it.reserve(prompt("later", 4, arrived_s=3))
-    assert it.reserve(prompt("earlier", 4, arrived_s=1))
+    it.add(prompt("head", 21, ticket=3))
+    it.reserve(prompt("later", 4, ticket=4))
+    assert shape(apply(it.schedule())) == [("running", 12, 1, True)]
+    assert said(it) == []
+    it.reserve(prompt("earlier", 4, ticket=2))
+    assert said(it) == [(GRANTED, "earlier")]
+
+
+def test_a_large_reservation_is_not_starved_by_prompts_that_come_later() -> None:
+    """40 of 64 blocks once waited for 20,000 steps, while 7,618 later prompts were admitted."""
+    it = scheduler(64, max_num_seqs=64, max_num_batched_tokens=256)
+    large, later = prompt("large", 160), 0
+    for index in range(12):
+        it.add(prompt(f"earlier {index}", 12, max_tokens=8))
+    finish_some(it)
+    it.reserve(large)
+    while large.status is Status.WAITING:
+        it.add(prompt(f"later {later}", 12, max_tokens=8))
+        later += 1
+        finish_some(it)
+        assert large.status is Status.RESERVED or it.waiting == later + 1
+        assert later < 10
+
+
+def finish_some(it: Scheduler) -> None:
+    """One step, after which whoever has 8 tokens is done."""
+    decision = it.schedule()
+    for part in apply(decision).parts if decision else ():
+        if part.sequence.output_tokens == 8:
+            it.remove(part.sequence)
+
+
+def test_a_reservation_passes_prompts_that_wait_only_for_compute() -> None:
+    it = scheduler(13, max_num_seqs=1)
+    it.add(prompt("running", 4))
+    apply(it.schedule())
+    it.add(prompt("waits for a place", 16))
+    it.reserve(prompt("passes", 16))
+    it.reserve(prompt("would take its blocks", 16, max_tokens=17))
+    assert said(it) == [(GRANTED, "passes")]
+    assert it.waiting == 2
+
+
+def test_a_reservation_passes_no_prompt_that_waits_for_blocks() -> None:
+    it = scheduler(8, max_num_seqs=1)
+    it.add(prompt("running", 20))
+    apply(it.schedule())
+    it.add(prompt("waits for blocks too", 16))
+    it.reserve(prompt("small", 1))
+    assert said(it) == []
+
+
+def test_a_reservation_passes_only_so_many() -> None:
+    for passed, kinds in ((64, [GRANTED]), (65, [])):
+        it = scheduler(1000, max_num_seqs=1, max_waiting_tokens=10_000)
+        it.add(prompt("running", 4))
+        apply(it.schedule())
+        for index in range(passed):
+            it.add(prompt(f"s{index}", 4))
+        it.reserve(prompt("passes", 4))
+        assert [kind for kind, _ in said(it)] == kinds
+
+
+# --- wound-wait -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_older_claim_takes_the_blocks_of_the_youngest_that_no_engine_has_room_for() -> None:
+    it = scheduler(8)
+    for name, ticket in (("old", 1), ("young", 4), ("younger", 5)):
+        held(it, prompt(name, 8, hold=True, ticket=ticket))
+    claim = prompt("claim", 12, ticket=3)
+    it.reserve(claim)
+    assert said(it) == [(TAKEN_BACK, "younger"), (GRANTED, "claim")]
+    assert len(claim.blocks) == 3
+    assert it.check() == []
+
+
+def test_a_prompt_that_lost_its_blocks_is_read_again_in_its_old_place() -> None:
+    it = scheduler(4)
+    wounded = held(it, prompt("wounded", 16, hold=True, ticket=5))
+    claim = prompt("claim", 9, max_tokens=1, ticket=3)
+    it.reserve(claim)
+    assert said(it) == [(TAKEN_BACK, "wounded"), (GRANTED, "claim")]
+    assert (wounded.status, len(wounded.tokens), wounded.computed_tokens, wounded.blocks) == (Status.WAITING, 16, 0, [])
+    it.add(prompt("younger", 4, ticket=6))
+    assert it.schedule() is None
+    it.remove(claim)
+    assert shape(apply(it.schedule())) == [("wounded", 0, 16, True)]
+    assert said(it) == [(ADMITTED, "wounded")]
+
+
+def test_no_claim_takes_the_blocks_of_an_older_prompt_or_of_a_pinned_one() -> None:
+    for ticket, pinned in ((1, False), (5, True)):
+        it = scheduler(4)
+        each = held(it, prompt("each", 16, hold=True, ticket=ticket))
+        each.pinned = pinned
+        it.reserve(prompt("claim", 4, ticket=3))
+        assert said(it) == []
+        assert it.schedule() is None
+        assert len(each.blocks) == 4
+
+
+@pytest.mark.parametrize("busy", ["decoding", "reserved", "pinned", "ready", "reading", "in flight"])
+def test_nobody_loses_blocks_while_somebody_will_free_his_by_himself(busy: str) -> None:
+    it = scheduler(8, max_num_batched_tokens=8)
+    victim = held(it, prompt("victim", 16, hold=True, ticket=5))
+    other = prompt("other", 16, max_tokens=1, hold=busy in ("pinned", "reading"), ticket=1)
+    if busy in ("decoding", "reading"):
+        it.add(other)
+        apply(it.schedule())
+    elif busy == "pinned":
+        held(it, other).pinned = True
+    elif busy != "in flight":
+        granted(it, other)
+        it.activate(other) if busy == "ready" else None
+    it.take_admissions()
+    it.reserve(prompt("claim", 17 if busy == "in flight" else 16, max_tokens=1, ticket=3))
+    it.admit(may_preempt=busy != "in flight")
+    assert it.take_admissions() == ()
+    assert victim.status is Status.HELD
+    if busy == "in flight":
+        assert said(it) == [(TAKEN_BACK, "victim"), (GRANTED, "claim")]
+
+
+def test_nobody_loses_blocks_to_a_claim_that_passes_an_older_one() -> None:
+    it = scheduler(8)
+    held(it, prompt("held", 24, hold=True, ticket=5))
+    it.add(prompt("next", 8, max_tokens=1, ticket=1))
+    it.reserve(prompt("reserved", 12, max_tokens=1, ticket=2))
+    assert said(it) == []
+    assert shape(it.schedule()) == [("next", 0, 8, True)]
+
+
+def test_room_kept_for_whoever_gives_way_is_room_for_others() -> None:
+    it = scheduler(8, headroom_tokens=16)
+    writer = started(it, prompt("writer", 4, max_tokens=17, ticket=8))
+    it.reserve(prompt("claim", 24, max_tokens=1, ticket=5))
+    assert said(it) == []
+    assert it._preempt() is writer
+    assert said(it) == [(GRANTED, "claim")]
+
+
+def test_room_kept_for_whoever_is_passed_is_room_for_others_once_that_is_served() -> None:
+    it = scheduler(16, max_num_seqs=1, max_num_batched_tokens=32, prefix_cache=True)
+    cached = held(it, prompt("cached", 16, hold=True, ticket=1))
+    it.blocks.register(cached, 0)
+    running = sequence("running", [40] * 4, 8, ticket=1)
+    it.add(running)
+    apply(it.schedule())
+    it.add(prompt("passed", 17, max_tokens=1, ticket=2))
+    it.reserve(sequence("claim", [41] * 32, 1, ticket=3))
+    assert said(it) == []
+    it.remove(running)
+    assert shape(apply(it.schedule())) == [("passed", 16, 1, True)]
+    assert said(it) == [(GRANTED, "claim")]
+
+
+def test_nobody_loses_blocks_that_would_not_do() -> None:
+    it = scheduler(8)
+    held(it, prompt("old", 16, hold=True, ticket=1))
+    young = held(it, prompt("young", 16, hold=True, ticket=5))
+    it.reserve(prompt("claim", 17, ticket=3))
+    assert said(it) == []
+    assert young.status is Status.HELD
+
+
+def test_blocks_that_are_shared_make_no_room() -> None:
+    it = scheduler(8, prefix_cache=True)
+    old = held(it, prompt("old", 17, hold=True, ticket=1))
+    it.blocks.register(old, 0)
+    held(it, prompt("young", 18, hold=True, ticket=5))
+    assert it.blocks.free_blocks == 2
+    it.reserve(sequence("claim", [40] * 16, 1, ticket=3))
+    assert said(it) == []
+    it.reserve(sequence("smaller", [40] * 12, 1, ticket=2))
+    assert said(it) == [(TAKEN_BACK, "young"), (GRANTED, "smaller")]
+
+
+# --- running --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_started_beyond_the_batch_run_as_soon_as_there_is_a_place() -> None:
     it = scheduler(max_num_seqs=1)
     first, second = prompt("first", 4), prompt("second", 4)
     for each in (first, second):
-        assert it.reserve(each)
-        it.activate(each)
-        each.computed_tokens = 4
-        each.tokens.append(1)
+        started(it, each)
     it.add(prompt("new", 4))
     assert [name for name, *_ in shape(apply(it.schedule()))] == ["first"]
     assert len(it.active()) == 2
@@ -261,9 +527,9 @@ def test_the_ready_give_way_before_earlier_arrivals_that_run() -> None:
     it = scheduler(4, max_num_seqs=1)
     first, second = prompt("first", 8), prompt("second", 8)
     for each in (first, second):
-        assert it.reserve(each)
+        granted(it, each)
+    for each in (first, second):
         it.activate(each)
-        each.computed_tokens = 8
         each.tokens.append(1)
     plan = apply(it.schedule())
     assert plan.preempted == (second,)
@@ -275,10 +541,9 @@ def test_the_ready_take_over_when_whoever_ran_gives_way_to_them() -> None:
     it = scheduler(4, max_num_seqs=1)
     first, second = prompt("first", 8), prompt("second", 8)
     for each in (first, second):
-        assert it.reserve(each)
+        granted(it, each)
     for each in (second, first):
         it.activate(each)
-        each.computed_tokens = 8
         each.tokens.append(1)
     plan = apply(it.schedule())
     assert plan.preempted == (second,)
@@ -287,16 +552,13 @@ def test_the_ready_take_over_when_whoever_ran_gives_way_to_them() -> None:
 
 def test_there_is_no_work_while_every_block_is_kept_for_a_transfer() -> None:
     it = scheduler(4)
-    held = prompt("held", 16, hold=True)
-    it.add(held)
-    apply(it.schedule())
-    it.hold(held)
+    keeper = held(it, prompt("held", 16, hold=True))
     assert not it.has_work
     it.add(prompt("next", 16, hold=True))
     assert it.has_work
     assert it.schedule() is None
     assert not it.has_work
-    it.remove(held)
+    it.remove(keeper)
     assert it.has_work
     assert [name for name, *_ in shape(it.schedule())] == ["next"]
 
@@ -304,11 +566,8 @@ def test_there_is_no_work_while_every_block_is_kept_for_a_transfer() -> None:
 def test_a_sequence_that_gives_itself_up_lets_the_ready_go_on() -> None:
     it = scheduler(4, max_num_seqs=1)
     pinned, growing = prompt("pinned", 8), prompt("growing", 8)
-    assert it.reserve(pinned)
-    assert it.reserve(growing)
-    it.activate(growing)
-    growing.computed_tokens = 8
-    growing.tokens.append(1)
+    granted(it, pinned)
+    started(it, growing)
     assert it.schedule() is None
     assert growing.status is Status.WAITING
     assert it.schedule() is None
@@ -316,18 +575,20 @@ def test_a_sequence_that_gives_itself_up_lets_the_ready_go_on() -> None:
     assert [name for name, *_ in shape(it.schedule())] == ["growing"]
 
 
-@pytest.mark.parametrize("state", ["waiting", "running", "ready", "reserved", "held"])
+@pytest.mark.parametrize("state", ["waiting", "queued", "running", "ready", "reserved", "held"])
 def test_removal_frees_everything_in_any_state(state: str) -> None:
     it = scheduler(8, max_num_seqs=1)
     each = prompt("each", 8, hold=state == "held")
     if state in ("running", "held", "waiting"):
         it.add(each)
+    if state == "queued":
+        it.reserve(each)
     if state in ("running", "held"):
         apply(it.schedule())
     if state == "held":
         it.hold(each)
     if state in ("ready", "reserved"):
-        assert it.reserve(each)
+        granted(it, each)
     if state == "ready":
         it.add(prompt("other", 4))
         apply(it.schedule())
@@ -344,31 +605,34 @@ def test_the_checker_sees_a_sequence_that_vanished() -> None:
     it = scheduler()
     it.add(prompt("a", 4))
     it.schedule()
-    it._running.clear()
+    it._residents.running.clear()
     assert it.check()
 
 
-def test_a_waiting_queue_forgets_who_left() -> None:
-    queue = WaitingQueue()
-    members = [prompt(f"s{index}", 2) for index in range(100)]
-    for arrival, member in enumerate(members):
-        queue.push(member, arrival)
-    for member in members[:99]:
-        assert queue.remove(member.sequence_id)
-    assert not queue.remove("s0")
-    assert (len(queue), queue.tokens, queue.head()) == (1, 2, members[99])
-    assert len(queue._heap) < 20
-    assert queue.pop() is members[99]
-    assert queue.head() is None
-    with pytest.raises(IndexError):
-        queue.pop()
-
-
-def test_an_id_that_comes_again_does_not_revive_the_one_that_left() -> None:
-    queue = WaitingQueue()
-    queue.push(prompt("same", 2), 0)
-    queue.remove("same")
-    again = prompt("same", 3)
-    queue.push(again, 1)
-    assert queue.pop() is again
-    assert queue.head() is None
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda it, each: setattr(each["queued"], "blocks", [3]),
+        lambda it, each: setattr(each["queued"], "pinned", True),
+        lambda it, each: setattr(each["queued"], "incoming", False),
+        lambda it, each: setattr(each["queued"], "status", Status.RESERVED),
+        lambda it, each: each["queued"].tokens.append(1),
+        lambda it, each: setattr(each["reserved"], "incoming", False),
+        lambda it, each: setattr(each["reserved"], "pinned", True),
+        lambda it, each: setattr(each["held"], "hold", False),
+        lambda it, each: setattr(each["held"], "status", Status.RUNNING),
+        lambda it, each: setattr(each["running"], "incoming", True),
+    ],
+)
+def test_the_checker_sees_states_that_do_not_go_together(spoil: Callable[[Scheduler, dict[str, Sequence]], None]) -> None:
+    it = scheduler(8)
+    each = {"held": held(it, prompt("held", 8, hold=True)), "running": prompt("running", 8)}
+    it.add(each["running"])
+    apply(it.schedule())
+    each["reserved"] = granted(it, prompt("reserved", 4))
+    each["queued"] = prompt("queued", 32, max_tokens=1)
+    it.reserve(each["queued"])
+    assert said(it) == []
+    assert it.check() == []
+    spoil(it, each)
+    assert it.check()

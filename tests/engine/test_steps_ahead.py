@@ -33,7 +33,7 @@ class Rig:
     def __init__(self, num_blocks: int = 16, steps_ahead: int = 1, eos_chance: float = 0.0, **config: object) -> None:
         self.clock = ManualClock()
         self.runner = KVCheckingRunner(num_blocks, 4, eos_chance, steps_ahead, STEP, self.clock)
-        self.engine = Engine(self.runner, EngineConfig.model_validate(config), self.clock)
+        self.engine = Engine(self.runner, EngineConfig.model_validate({"headroom_tokens": 0, **config}), self.clock)
         self.plans: list[StepPlan] = []
         launch = self.runner.launch
 
@@ -276,6 +276,7 @@ def test_a_reservation_gets_no_block_that_a_step_in_flight_uses(busy: Callable[[
     """Not even where the step draws nothing, so that nobody waits for its tokens. The cache holds one of the two."""
     rig, used = cancelled_in_flight(busy)
     incoming = sequence("new", MANY, 4)
+    rig.engine.reserve(incoming)
     while rig.engine.in_flight:
         assert not take_in(rig, incoming)
         rig.engine.collect()
@@ -300,8 +301,9 @@ def test_a_prompt_gets_no_block_that_a_step_in_flight_uses(busy: Callable[[Rig],
 
 
 def take_in(rig: Rig, owner: Sequence) -> bool:
-    """Reserve, and let all its KV arrive at once."""
-    if not rig.engine.reserve(owner):
+    """Whether a reservation is granted by now; if so, all its KV arrives at once."""
+    rig.engine.admissions()
+    if owner.status is not Status.RESERVED:
         return False
     rig.runner.write(owner, 0, len(owner.tokens))
     return True
@@ -314,6 +316,7 @@ def test_blocks_of_a_sequence_that_ended_cool_until_the_step_that_computes_past_
         rig.engine.step()
     assert rig.engine.in_flight == 1
     incoming = sequence("r", OTHER, 2)
+    rig.engine.reserve(incoming)
     assert not take_in(rig, incoming)
     assert rig.engine.load().free_blocks < 3
     rig.engine.collect()

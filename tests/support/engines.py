@@ -57,6 +57,7 @@ def sequence(
     delivered: list[int] | None = None,
     hold: bool = False,
     salt: bytes = b"",
+    ticket: int = 0,
     arrived_s: float = 0.0,
     sampling: SamplingParams | None = None,
 ) -> Sequence:
@@ -67,6 +68,7 @@ def sequence(
         sampling=sampling or SamplingParams(max_tokens=max_tokens),
         salt=salt,
         hold=hold,
+        ticket=ticket,
         arrived_s=arrived_s,
     )
 
