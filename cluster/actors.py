@@ -4,7 +4,7 @@ Each class of calls has threads of its own, so that a question about health is n
 behind `wait`, which lasts as long as the actor does its work:
 
     life      start, wait
-    control   ping, connect, lost, drain, stop, invariants
+    control   ping, connect, set_role, lost, drain, undrain, stop, invariants
 
 Actors never restart by themselves (`max_restarts=0`): the controller replaces them, with a higher incarnation.
 What an actor holds is named by an import path (`module:attribute`), so that importing it happens, and is timed, in the actor.
@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 
 from cluster.gateway_process import GatewayReport, GatewaySpec
+from core.config import Role
 from core.errors import ConfigError
 from core.messages import Address
 from instance.spec import InstanceReport, InstanceSpec
@@ -124,6 +125,16 @@ class _Holder:
 
 class _Engine(_Holder):
     """Holds an `Instance`."""
+
+    @_group("control")
+    def set_role(self, role: str) -> None:
+        held: Any = self._started()
+        held.set_role(Role(role))
+
+    @_group("control")
+    def undrain(self) -> None:
+        held: Any = self._started()
+        held.undrain()
 
 
 class _Gateway(_Holder):

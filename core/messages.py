@@ -3,9 +3,11 @@
 Each process owns one *mailbox* (see `core.wire`); messages are one-way. Who sends what to whom:
 
     gateway -> worker     Submit, Keep, Cancel
-    decode  -> prefill    Grant, Revoke, Renew
-    prefill -> decode     Abandon, Renew        (KV itself, its commit and its abort: `kv_transfer`)
+    decode  -> prefill    Renew, Grant, Withdrawn
+    prefill -> decode     Renew, Withdrawn        (KV itself, its commit and its abort: `kv_transfer`)
     worker  -> gateway    Tokens, Failed, Heartbeat
+
+Any of them may be lost, come twice, late, or out of order: `Keep` and `Renew`, which are said again and again, repair it.
 
 Receivers drop what is fenced: a message from an older incarnation of its sender, or about an attempt they do not know.
 Times are durations in seconds; no clock reading crosses the wire.
@@ -86,11 +88,13 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, tag="grant"):
     """Decode to prefill: there is room for the attempt's KV; push it.
 
     Attributes:
-        grant: fencing id of this reservation, never used twice by this decode incarnation.
+        grant: fencing id of this reservation, never used twice by this decode instance, in any incarnation.
         decode: the sender.
-        kv_endpoint: `host:port` of the sender's KV transport.
+        kv_endpoint: where its `Receiver` listens.
         first_token: push tokens from here on; earlier ones are in the sender's prefix cache.
         lease_s: the reservation ends this long after the last sign of life (a frame or a `Renew`).
+        answers: number of the newest `Renew` that the sender had heard of the attempt. A prompt that has lost its blocks since
+            is no longer what the grant is for.
     """
 
     attempt: str
@@ -99,34 +103,32 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, tag="grant"):
     kv_endpoint: str
     first_token: int
     lease_s: float
-
-
-class Revoke(msgspec.Struct, frozen=True, kw_only=True, tag="revoke"):
-    """Decode to prefill: the attempt is over on my side (cancelled, failed or expired); stop."""
-
-    attempt: str
-    reason: str
+    answers: int
 
 
 class AttemptState(msgspec.Struct, frozen=True, array_like=True):
-    """Where an attempt stands at the sender; `grant` is its grant's number, 0 without one."""
+    """Where an attempt stands at the sender."""
 
     attempt: str
     phase: Phase
-    grant: int = 0
 
 
 class Renew(msgspec.Struct, frozen=True, kw_only=True, tag="renew"):
-    """Prefill to decode, or decode to prefill: these attempts are alive here; keep what you hold for them."""
+    """Prefill to decode, or decode to prefill: these attempts are alive here, and this is where they stand; keep what you hold
+    for them. Sent several times a lease, and at once when a prompt is admitted, which asks for a grant.
+
+    `number` goes up with every renewal of the sender, so that an old one that comes late is known as such."""
 
     worker: Address
-    attempts: tuple[str, ...]
-    states: tuple[AttemptState, ...] = ()
+    number: int
+    states: tuple[AttemptState, ...]
 
 
-class Abandon(msgspec.Struct, frozen=True, kw_only=True, tag="abandon"):
-    """Prefill to decode: no KV will come for the attempt (it failed, was cancelled, or ended with its first token)."""
+class Withdrawn(msgspec.Struct, frozen=True, kw_only=True, tag="withdrawn"):
+    """Prefill to decode, or decode to prefill: the attempt is over on my side (it failed, was cancelled, expired, or ended with
+    its first token), and the gateway knows it. Stop. Also the answer to a `Renew` that still lists it."""
 
+    worker: Address
     attempt: str
     reason: str
 
@@ -185,7 +187,7 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag="tokens"):
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
-    """The attempt is over at this worker. `code` is a `core.errors` code; `position` tokens had been delivered."""
+    """The attempt is over at this worker. `code` is a `core.errors` code."""
 
     worker: Address
     attempt: str
@@ -233,6 +235,6 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
     node: str = ""
 
 
-ToWorker = Submit | Keep | Cancel | Grant | Revoke | Renew | Abandon
+ToWorker = Submit | Keep | Cancel | Grant | Renew | Withdrawn
 ToGateway = Tokens | Failed | Heartbeat
 Message = ToWorker | ToGateway

@@ -15,7 +15,7 @@ import msgspec
 from core.errors import ProtocolError
 from core.messages import Message
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_CONTAINER = 4096
 

@@ -1,74 +1,68 @@
-"""The decode role: reserve room, take KV in, write tokens. Also reads short prompts itself, when asked to do it all.
+"""The decode role: reserve room, take KV in, write tokens. Also reads prompts itself, when asked to do it all.
 
-Each disaggregated attempt goes through
+    waiting ──▶ admitted ──▶ granted ──▶ running              (phases: `core.attempts`)
+       ▲        (queued       (KV in transit)
+       │         for room)      │
+       └─────────┴──────────────┘  the prompt lost its blocks on the prefill side
 
-    queued ──▶ granted ──▶ running ──▶ gone
-    (no room yet)  (KV in transit)  (committed, in the engine)
-
-and a local one is `running` at once.
+Room is asked for once the prefill side has blocks for the prompt, so that no room is kept for prompts that cannot be read.
 
 Invariants:
 - A sequence runs only after its KV was committed: every layer, every token, every digest.
-- Grants are given in order of arrival, so a large prompt is not overtaken for ever.
 - Blocks return to the engine only after `Receiver.close`, or after the receiver said that it is done with them.
-- An attempt whose prefill side is silent for a lease is failed, so that nothing is held for the dead. While KV is in
-  transit the receiver keeps that lease, because frames count as signs of life too.
+- The number of a grant is used once, also across restarts: the incarnation is a part of it.
 
-Neighbours: `engine` computes, `kv_transfer.sessions` takes bytes in, `instance.loop` calls in here.
-All methods run on the engine's thread.
+Neighbours: `engine` admits and computes, `kv_transfer.sessions` takes bytes in, `mail.attempt_book` keeps leases and tells who
+must know; `instance.loop` calls in here. All methods run on its thread.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
-from enum import Enum
 
 import msgspec
 
+from core.attempts import Effect, Ending, Half, Phase
 from core.clock import Clock
-from core.errors import CorruptTransfer, DeadlineExceeded, HetServeError, InvalidRequest, LeaseExpired, Overloaded
-from core.messages import Address, Grant, Handoff, Renew, Revoke, ServedBy, Submit, TokenItem, TokenLogprobs
+from core.errors import CorruptTransfer, HetServeError, InvalidRequest, Overloaded
+from core.messages import Address, Grant, Handoff, ServedBy, Submit, TokenItem, TokenLogprobs
 from core.tokens import unpack_tokens
 from engine.engine import Engine
 from engine.sequence import NewToken, Sequence
 from kv_transfer.events import Broken, Received
 from kv_transfer.sessions import Receiver
-from mail.outbox import Outbox
-from mail.peers import Peers
-from mail.renewals import Renewals
+from mail.attempt_book import Attempt, AttemptBook
+from mail.peers import MessageSender
+
+COUNTER_BITS = 40
+"""Of a grant's 64-bit number; the incarnation is above them."""
 
 
-class Phase(Enum):
-    QUEUED = "queued"
-    GRANTED = "granted"
-    RUNNING = "running"
+@dataclass(eq=False, slots=True)
+class Writing:
+    """One generation being written here. `sequence` is None while no room is asked for."""
 
-
-@dataclass(eq=False)
-class DecodeAttempt:
-    """One generation being written here. `prefill` is None when it is also read here."""
-
-    submit: Submit
-    prefill: Address | None
-    sequence: Sequence
-    expires_s: float
-    lease_until_s: float
-    phase: Phase
-    grant: int = 0
+    attempt: Attempt
+    tokens: int
+    sequence: Sequence | None = None
+    grant: Grant | None = None
     received: Received | None = None
     introduced: bool = False
 
 
 class DecodeWorker:
-    """Serves `Submit(stage="decode")` and `Submit(stage="local")` on one engine."""
+    """Serves `Submit(stage="decode")` and `Submit(stage="local")` on one engine.
+
+    `waiting` and `waiting_tokens` count what waits for its prefill side; at most `max_waiting_tokens` may. `lease_s` is how long
+    a grant holds without a sign of life.
+    """
 
     def __init__(
         self,
         engine: Engine,
         receiver: Receiver,
-        outbox: Outbox,
-        peers: Peers,
+        book: AttemptBook,
+        peers: MessageSender,
         address: Address,
         clock: Clock,
         lease_s: float,
@@ -76,231 +70,210 @@ class DecodeWorker:
     ) -> None:
         self._engine = engine
         self._receiver = receiver
-        self._outbox = outbox
+        self._book = book
         self._peers = peers
         self._address = address
         self._clock = clock
         self._lease_s = lease_s
         self._max_waiting_tokens = max_waiting_tokens
-        self._attempts: dict[str, DecodeAttempt] = {}
-        self._queue: deque[DecodeAttempt] = deque()
-        self._last_grant = 0
-        self._renewals = Renewals(address, peers, clock, lease_s)
-
-    @property
-    def attempts(self) -> int:
-        return len(self._attempts)
-
-    @property
-    def queued_tokens(self) -> int:
-        """Tokens of attempts that wait for room."""
-        return sum(len(attempt.sequence.tokens) for attempt in self._queue)
-
-    @property
-    def queued(self) -> int:
-        return len(self._queue)
+        self._writings: dict[str, Writing] = {}
+        self._last_grant = address.incarnation << COUNTER_BITS & (1 << 64) - 1
+        self.waiting = 0
+        self.waiting_tokens = 0
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
     def submit(self, submit: Submit) -> None:
-        if submit.attempt in self._attempts:
-            return
         try:
-            attempt = self._attempt(submit)
-            if attempt.prefill is None:
-                self._engine.add(attempt.sequence)
+            if submit.stage == Half.WHOLE.value:
+                sequence = self._sequence(submit)
+                self._engine.add(sequence)
             else:
-                self._enqueue(attempt)
+                sequence = None
+                self._check_shared(submit)
         except (HetServeError, ValueError) as error:
-            typed = error if isinstance(error, HetServeError) else InvalidRequest(str(error))
-            if submit.peer is not None:
-                self._peers.send(submit.peer.mailbox, Revoke(attempt=submit.attempt, reason=str(error)))
-            self._outbox.failed(submit.gateway, submit.attempt, typed)
+            self._book.refuse(submit, _typed(error))
             return
-        self._attempts[submit.attempt] = attempt
-        self.grant_waiting()
+        attempt = self._book.open(submit, Half(submit.stage), self)
+        writing = self._writings[submit.attempt] = Writing(attempt, len(submit.tokens) // 4, sequence)
+        if sequence is None:
+            self._wait(writing, 1)
 
-    def cancel(self, attempt_id: str) -> None:
-        """Drop the attempt without a word: whoever asked knows."""
-        attempt = self._attempts.get(attempt_id)
-        if attempt is not None:
-            self._drop(attempt, "cancelled")
+    def answer(self, attempt: Attempt, effect: Effect) -> None:
+        writing = self._writings[attempt.name]
+        if effect is Effect.RESERVE:
+            self._reserve(writing)
+        elif effect is Effect.GRANT:
+            self._send_grant(writing)
+        elif effect is Effect.KEEP_OPEN and writing.grant is not None:
+            self._receiver.renew(writing.grant.grant)
+        elif effect is Effect.TAKE_BACK:
+            self._take_back(writing)
 
-    def abandoned(self, attempt_id: str) -> None:
-        """The prefill side will send nothing (more), and has told the gateway why."""
-        attempt = self._attempts.get(attempt_id)
-        if attempt is not None and attempt.phase is not Phase.RUNNING:
-            self._drop(attempt, "abandoned by the prefill side")
+    # --- the engine ---------------------------------------------------------------------------------------------------
 
-    def renewed(self, renew: Renew) -> None:
-        """The prefill side still works on these."""
-        until_s = self._clock.now() + self._lease_s
-        for attempt_id in renew.attempts:
-            attempt = self._attempts.get(attempt_id)
-            if attempt is not None and attempt.prefill == renew.worker:
-                attempt.lease_until_s = until_s
-                if attempt.phase is Phase.GRANTED:
-                    self._receiver.renew(attempt.grant)
-
-    # --- the transfer -------------------------------------------------------------------------------------------------
-
-    def grant_waiting(self) -> None:
-        """Reserve blocks for queued attempts, oldest first, for as long as there is room."""
-        while self._queue:
-            attempt = self._queue[0]
-            try:
-                if not self._engine.reserve(attempt.sequence):
-                    return
-            except HetServeError as error:
-                self._fail(attempt, error)
-                continue
-            self._queue.popleft()
-            self._grant(attempt)
-
-    def received(self, event: Received) -> None:
-        """The KV is here and committed: the sequence runs from the token that prefill drew."""
-        attempt = self._attempts.get(event.attempt)
-        if attempt is None or attempt.phase is not Phase.GRANTED or attempt.grant != event.grant:
+    def granted(self, sequence_id: str) -> None:
+        """A reservation has its blocks: let the prefill side fill them."""
+        writing = self._writings.get(sequence_id)
+        if writing is None or writing.sequence is None:
             return
-        try:
-            handoff = msgspec.msgpack.decode(event.tail, type=Handoff)
-        except msgspec.MsgspecError as error:
-            self._fail(attempt, CorruptTransfer(f"unreadable hand-off: {error}"))
-            return
-        sequence = attempt.sequence
-        if handoff.tokens != len(sequence.tokens) or handoff.position != sequence.output_tokens:
-            self._fail(attempt, CorruptTransfer("the hand-off is about other tokens than the reservation"))
-            return
-        attempt.phase = Phase.RUNNING
-        attempt.received = event
-        try:
-            ended = self._engine.start(sequence, handoff.token) is not None
-        except HetServeError as error:
-            self._fail(attempt, CorruptTransfer(f"the hand-off cannot be used: {error}"))
-            return
-        if ended:  # the prefill side saw it too, and has told the gateway
-            del self._attempts[event.attempt]
-
-    def broken(self, event: Broken) -> None:
-        attempt = self._attempts.get(event.attempt)
-        if attempt is not None and attempt.phase is Phase.GRANTED and attempt.grant == event.grant:
-            self._fail(attempt, event.error)
-
-    # --- the step -----------------------------------------------------------------------------------------------------
-
-    def drawn(self, token: NewToken) -> None:
-        attempt = self._attempts[token.sequence.sequence_id]
-        served = None
-        if not attempt.introduced:
-            attempt.introduced = True
-            served = _served(attempt)
-        self._outbox.tokens(
-            attempt.submit.gateway,
-            TokenItem(
-                attempt=token.sequence.sequence_id,
-                position=token.position,
-                tokens=(token.token,),
-                logprobs=() if token.logprobs is None else (TokenLogprobs(token.logprobs.logprob, token.logprobs.top),),
-                finish=token.finish,
-                stop_token=token.stop_token,
-                served=served,
-            ),
-        )
-        if token.finish is not None:
-            del self._attempts[token.sequence.sequence_id]
-
-    def failed(self, sequence: Sequence, error: HetServeError) -> None:
-        """The engine gave the sequence up."""
-        self._fail(self._attempts[sequence.sequence_id], error)
-
-    def tick(self) -> None:
-        """Renew what prefill sides hold for us; give up what is past its deadline or whose prefill side is silent."""
-        now_s = self._clock.now()
-        for attempt in list(self._attempts.values()):
-            if now_s >= attempt.expires_s:
-                self._fail(attempt, DeadlineExceeded(f"not finished within {attempt.submit.deadline_s:g} s"))
-            elif attempt.phase is Phase.QUEUED and now_s >= attempt.lease_until_s and attempt.prefill is not None:
-                error = LeaseExpired(f"prefill instance {attempt.prefill.name} was silent for {self._lease_s:g} s")
-                self._fail(attempt, error)
-        self.renew()
-
-    def renew(self) -> None:
-        """Tell prefill sides what still waits here. Safe in the middle of a step, so that a long one costs nobody a lease."""
-        self._renewals.send(
-            (attempt.prefill, attempt_id)
-            for attempt_id, attempt in self._attempts.items()
-            if attempt.prefill is not None and attempt.phase is not Phase.RUNNING
-        )
-
-    # --- inside -------------------------------------------------------------------------------------------------------
-
-    def _attempt(self, submit: Submit) -> DecodeAttempt:
-        if submit.stage == "decode" and submit.peer is None:
-            raise InvalidRequest(f"attempt {submit.attempt} names no prefill instance")
-        now_s = self._clock.now()
-        prefill = submit.peer if submit.stage == "decode" else None
-        sequence = Sequence(
-            sequence_id=submit.attempt,
-            tokens=unpack_tokens(submit.tokens),
-            prompt_tokens=submit.prompt_tokens,
-            sampling=submit.sampling,
-            salt=submit.salt,
-            arrived_s=now_s,
-        )
-        phase = Phase.RUNNING if prefill is None else Phase.QUEUED
-        return DecodeAttempt(submit, prefill, sequence, now_s + submit.deadline_s, now_s + self._lease_s, phase)
-
-    def _enqueue(self, attempt: DecodeAttempt) -> None:
-        tokens = len(attempt.sequence.tokens)
-        if self._queue and self.queued_tokens + tokens > self._max_waiting_tokens:
-            raise Overloaded(f"{self.queued_tokens} tokens already wait for room on {self._address.name}")
-        self._queue.append(attempt)
-
-    def _grant(self, attempt: DecodeAttempt) -> None:
-        if attempt.prefill is None:
-            return
+        writing.attempt.life.move(Phase.GRANTED)
         self._last_grant += 1
-        attempt.grant = self._last_grant
-        attempt.phase = Phase.GRANTED
-        sequence = attempt.sequence
+        sequence = writing.sequence
         self._receiver.open(
-            grant=attempt.grant,
-            attempt=sequence.sequence_id,
+            grant=self._last_grant,
+            attempt=sequence_id,
             blocks=tuple(sequence.blocks),
             first_token=sequence.cached_tokens,
             num_tokens=len(sequence.tokens),
             lease_s=self._lease_s,
         )
-        grant = Grant(
-            attempt=sequence.sequence_id,
-            grant=attempt.grant,
+        writing.grant = Grant(
+            attempt=sequence_id,
+            grant=self._last_grant,
             decode=self._address,
             kv_endpoint=self._receiver.endpoint,
             first_token=sequence.cached_tokens,
             lease_s=self._lease_s,
+            answers=writing.attempt.life.heard,
         )
-        self._peers.send(attempt.prefill.mailbox, grant)
+        self._send_grant(writing)
 
-    def _drop(self, attempt: DecodeAttempt, reason: str) -> None:
-        attempt_id = attempt.submit.attempt
-        if attempt.phase is Phase.QUEUED:
-            self._queue.remove(attempt)
-        elif attempt.phase is Phase.GRANTED:
-            self._receiver.close(attempt.grant, reason)
-        self._engine.cancel(attempt_id)
-        del self._attempts[attempt_id]
+    def drawn(self, token: NewToken) -> None:
+        writing = self._writings.get(token.sequence.sequence_id)
+        if writing is None:
+            return
+        served = None
+        if not writing.introduced:
+            writing.introduced = True
+            served = _served(token.sequence, writing.received)
+        item = TokenItem(
+            attempt=token.sequence.sequence_id,
+            position=token.position,
+            tokens=(token.token,),
+            logprobs=() if token.logprobs is None else (TokenLogprobs(token.logprobs.logprob, token.logprobs.top),),
+            finish=token.finish,
+            stop_token=token.stop_token,
+            served=served,
+        )
+        self._book.tokens(writing.attempt, item)
+        if token.finish is not None:
+            self._book.end(writing.attempt, Ending.FINISHED, "finished")
 
-    def _fail(self, attempt: DecodeAttempt, error: HetServeError) -> None:
-        if attempt.prefill is not None and attempt.phase is not Phase.RUNNING:
-            self._peers.send(attempt.prefill.mailbox, Revoke(attempt=attempt.submit.attempt, reason=str(error)))
-        self._drop(attempt, error.code)
-        self._outbox.failed(attempt.submit.gateway, attempt.submit.attempt, error)
+    def failed(self, sequence: Sequence, error: HetServeError) -> None:
+        """The engine gave the sequence up."""
+        writing = self._writings.get(sequence.sequence_id)
+        if writing is not None:
+            self._book.fail(writing.attempt, error)
+
+    # --- the transfer -------------------------------------------------------------------------------------------------
+
+    def received(self, event: Received) -> None:
+        """The KV is here and committed: the sequence runs from the token that prefill drew."""
+        writing = self._of_grant(event)
+        if writing is None or writing.sequence is None:
+            return
+        writing.attempt.life.move(Phase.RUNNING)
+        writing.received = event
+        try:
+            handoff = _handoff(event, writing.sequence)
+            finish = self._engine.start(writing.sequence, handoff.token)
+        except (HetServeError, ValueError, msgspec.MsgspecError) as error:
+            self._book.fail(writing.attempt, CorruptTransfer(f"the hand-off cannot be used: {error}"))
+            return
+        if finish is not None:  # the prefill side saw it too, and has told the gateway
+            self._book.end(writing.attempt, Ending.FINISHED, "finished with its first token")
+
+    def broken(self, event: Broken) -> None:
+        writing = self._of_grant(event)
+        if writing is not None:
+            self._book.fail(writing.attempt, event.error)
+
+    def free(self, attempt: Attempt, reason: str) -> None:
+        writing = self._writings.pop(attempt.name, None)
+        if writing is None:
+            return
+        try:
+            if writing.sequence is None:
+                self._wait(writing, -1)
+            elif writing.grant is not None and writing.received is None:
+                self._receiver.close(writing.grant.grant, reason)
+        finally:
+            self._engine.cancel(attempt.name)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _sequence(self, submit: Submit) -> Sequence:
+        return Sequence(
+            sequence_id=submit.attempt,
+            tokens=unpack_tokens(submit.tokens),
+            prompt_tokens=submit.prompt_tokens,
+            sampling=submit.sampling,
+            salt=submit.salt,
+            ticket=submit.ticket,
+            arrived_s=self._clock.now(),
+        )
+
+    def _check_shared(self, submit: Submit) -> None:
+        if submit.peer is None:
+            raise InvalidRequest(f"attempt {submit.attempt} names no prefill instance")
+        tokens = len(submit.tokens) // 4
+        if self.waiting and self.waiting_tokens + tokens > self._max_waiting_tokens:
+            raise Overloaded(f"{self.waiting_tokens} tokens already wait for their prefill side on {self._address.name}")
+
+    def _wait(self, writing: Writing, change: int) -> None:
+        self.waiting += change
+        self.waiting_tokens += change * writing.tokens
+
+    def _reserve(self, writing: Writing) -> None:
+        """The prefill side has blocks for the prompt: get in line for room here."""
+        try:
+            sequence = self._sequence(writing.attempt.submit)
+            self._engine.reserve(sequence)
+        except (HetServeError, ValueError) as error:
+            self._book.fail(writing.attempt, _typed(error))
+            return
+        writing.attempt.life.move(Phase.ADMITTED)
+        self._wait(writing, -1)
+        writing.sequence = sequence
+
+    def _take_back(self, writing: Writing) -> None:
+        if writing.grant is not None:
+            self._receiver.close(writing.grant.grant, "the prompt lost its blocks")
+        self._engine.cancel(writing.attempt.name)
+        writing.attempt.life.move(Phase.WAITING)
+        writing.sequence = writing.grant = None
+        self._wait(writing, 1)
+
+    def _send_grant(self, writing: Writing) -> None:
+        """Whether or not it leaves: while the prefill side says that it has none, it is sent again."""
+        peer = writing.attempt.submit.peer
+        if writing.grant is not None and peer is not None:
+            writing.grant = msgspec.structs.replace(writing.grant, answers=writing.attempt.life.heard)
+            self._peers.send(peer.mailbox, writing.grant)
+
+    def _of_grant(self, event: Received | Broken) -> Writing | None:
+        """Whom the event is about, unless it is about a grant that is no more."""
+        writing = self._writings.get(event.attempt)
+        if writing is None or writing.grant is None or writing.grant.grant != event.grant or writing.received is not None:
+            return None
+        return writing
 
 
-def _served(attempt: DecodeAttempt) -> ServedBy:
-    sequence = attempt.sequence
+def _typed(error: HetServeError | ValueError) -> HetServeError:
+    return error if isinstance(error, HetServeError) else InvalidRequest(str(error))
+
+
+def _handoff(event: Received, sequence: Sequence) -> Handoff:
+    """Raises ValueError, MsgspecError."""
+    handoff = msgspec.msgpack.decode(event.tail, type=Handoff)
+    if handoff.tokens != len(sequence.tokens) or handoff.position != sequence.output_tokens:
+        raise ValueError("it is about other tokens than the reservation")
+    return handoff
+
+
+def _served(sequence: Sequence, received: Received | None) -> ServedBy:
     started_s = sequence.started_s if sequence.started_s is not None else sequence.arrived_s
-    received = attempt.received
     if received is not None:
         return ServedBy(
             queue_s=started_s - sequence.arrived_s,

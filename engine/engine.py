@@ -121,6 +121,11 @@ class Engine:
         return bool(self._flying) or self._scheduler.has_work
 
     @property
+    def recomputed_tokens(self) -> int:
+        """Tokens whose KV was given up to others and is computed again, since the start."""
+        return self._scheduler.recomputed_tokens
+
+    @property
     def in_flight(self) -> int:
         """Steps that are launched and not collected."""
         return len(self._flying)

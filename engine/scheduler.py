@@ -79,6 +79,7 @@ class Scheduler:
         self._next_arrival = 0
         self._admissions: list[Admission] = []
         self._stalled = False
+        self.recomputed_tokens = 0
 
     @property
     def waiting(self) -> int:
@@ -309,6 +310,7 @@ class Scheduler:
         if victim.status is Status.HELD:
             victim.tokens.pop()  # kept in `first`; it is drawn and emitted again
         self._room.give_up(self._room.headroom(victim))
+        self.recomputed_tokens += victim.computed_tokens
         self.blocks.free(victim)
         victim.status = Status.WAITING
         victim.preemptions += 1

@@ -11,6 +11,7 @@ import queue
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from kv_transfer.paged_rows import check_tokens
@@ -78,7 +79,8 @@ class CudaPages:
             return
         lane = self._take(size_bytes)
         try:
-            lane.pinned[:size_bytes].copy_(torch.frombuffer(data, dtype=torch.uint8))
+            # By numpy: `data` may be read-only, of which torch makes no tensor without a warning.
+            lane.pinned[:size_bytes].numpy()[:] = np.frombuffer(data, dtype=np.uint8)
             with torch.cuda.stream(lane.stream):
                 index = slots.to(self._device)
                 at = 0

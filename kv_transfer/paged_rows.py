@@ -6,12 +6,37 @@ times that the GIL changes hands small; on a busy worker that costs more than th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
+
+
+# `(row offset, rows, first slot, None)` where slots are adjacent, else `(row offset, rows, 0, whole blocks)`.
+Segment = tuple[int, int, int, npt.NDArray[np.intp] | None]
+
+
+def segments(blocks: Sequence[int], block_size: int, start: int, count: int) -> list[Segment]:
+    """Rows `[start, start + count)` of the sequence in `blocks`, cut so that each part is one copy."""
+    if count == 0:
+        return []
+    size = block_size
+    ids = np.asarray(blocks[start // size : -(-(start + count) // size)], dtype=np.intp)
+    if len(ids) == 1 or bool((ids[1:] - ids[:-1] == 1).all()):
+        return [(0, count, int(ids[0]) * size + start % size, None)]
+    head = min(-start % size, count)
+    tail = (count - head) % size
+    parts: list[Segment] = []
+    if head:
+        parts.append((0, head, int(ids[0]) * size + start % size, None))
+    whole = ids[1 if head else 0 : len(ids) - (1 if tail else 0)]
+    if len(whole):
+        parts.append((head, len(whole) * size, 0, whole))
+    if tail:
+        parts.append((count - tail, tail, int(ids[-1]) * size, None))
+    return parts
 
 
 class PagedRows:
@@ -24,45 +49,28 @@ class PagedRows:
         self._slots = memory.reshape(self.num_blocks * self.block_size, self.row_bytes)
         self._blocks = memory.reshape(self.num_blocks, self.block_size * self.row_bytes)
 
-    def gather(self, blocks: Sequence[int], start: int, count: int, out: Bytes) -> None:
-        """Copy rows `[start, start + count)` of the sequence in `blocks` to `out[count * row_bytes]`."""
-        for at, rows, slot, ids in self._segments(blocks, start, count):
+    def gather(self, parts: Sequence[Segment], out: Bytes) -> None:
+        """Copy the rows of `parts` to `out[rows * row_bytes]`."""
+        if self.row_bytes == 0:
+            return
+        for at, rows, slot, ids in parts:
             target = out[at * self.row_bytes : (at + rows) * self.row_bytes]
             if ids is None:
                 target.reshape(rows, self.row_bytes)[:] = self._slots[slot : slot + rows]
             else:
-                # Ids are checked above; mode="clip" is what lets numpy write to `out` without a buffer between.
+                # Ids were checked; mode="clip" is what lets numpy write to `out` without a buffer between.
                 np.take(self._blocks, ids, axis=0, out=target.reshape(len(ids), -1), mode="clip")
 
-    def scatter(self, blocks: Sequence[int], start: int, count: int, data: Bytes) -> None:
-        """Copy `data[count * row_bytes]` to those rows."""
-        for at, rows, slot, ids in self._segments(blocks, start, count):
+    def scatter(self, parts: Sequence[Segment], data: Bytes) -> None:
+        """Copy `data[rows * row_bytes]` to the rows of `parts`."""
+        if self.row_bytes == 0:
+            return
+        for at, rows, slot, ids in parts:
             source = data[at * self.row_bytes : (at + rows) * self.row_bytes]
             if ids is None:
                 self._slots[slot : slot + rows] = source.reshape(rows, self.row_bytes)
             else:
                 self._blocks[ids] = source.reshape(len(ids), -1)
-
-    def _segments(
-        self, blocks: Sequence[int], start: int, count: int
-    ) -> Iterator[tuple[int, int, int, npt.NDArray[np.intp] | None]]:
-        """Split into `(row offset, rows, first slot, None)` where slots are adjacent, else `(offset, rows, 0, whole blocks)`."""
-        if self.row_bytes == 0 or count == 0:
-            return
-        size = self.block_size
-        ids = np.asarray(blocks[start // size : -(-(start + count) // size)], dtype=np.intp)
-        head = min(-start % size, count)
-        tail = (count - head) % size
-        if len(ids) == 1 or bool((np.diff(ids) == 1).all()):
-            yield 0, count, int(ids[0]) * size + start % size, None
-            return
-        if head:
-            yield 0, head, int(ids[0]) * size + start % size, None
-        whole = ids[1 if head else 0 : len(ids) - (1 if tail else 0)]
-        if len(whole):
-            yield head, len(whole) * size, 0, whole
-        if tail:
-            yield count - tail, tail, int(ids[-1]) * size, None
 
 
 def check_tokens(blocks: Sequence[int], num_blocks: int, block_size: int, start: int, count: int) -> None:
@@ -82,15 +90,15 @@ class HostPages:
 
     def read(self, layer: int, blocks: Sequence[int], start: int, count: int, out: memoryview) -> None:
         key, value, middle = self._checked(layer, blocks, start, count, out.nbytes)
-        flat = np.frombuffer(out, dtype=np.uint8)
-        key.gather(blocks, start, count, flat[:middle])
-        value.gather(blocks, start, count, flat[middle:])
+        flat, parts = np.frombuffer(out, dtype=np.uint8), segments(blocks, key.block_size, start, count)
+        key.gather(parts, flat[:middle])
+        value.gather(parts, flat[middle:])
 
     def write(self, layer: int, blocks: Sequence[int], start: int, count: int, data: memoryview) -> None:
         key, value, middle = self._checked(layer, blocks, start, count, data.nbytes)
-        flat = np.frombuffer(data, dtype=np.uint8)
-        key.scatter(blocks, start, count, flat[:middle])
-        value.scatter(blocks, start, count, flat[middle:])
+        flat, parts = np.frombuffer(data, dtype=np.uint8), segments(blocks, key.block_size, start, count)
+        key.scatter(parts, flat[:middle])
+        value.scatter(parts, flat[middle:])
 
     def _checked(
         self, layer: int, blocks: Sequence[int], start: int, count: int, size_bytes: int

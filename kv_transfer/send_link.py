@@ -26,7 +26,7 @@ from kv_transfer.line import Dialler, Line, Parcel
 from kv_transfer.outbound import Outbound, Piece
 from kv_transfer.send_session import LinkSession, State
 from kv_transfer.sending import Farewell, SendingThreads
-from kv_transfer.store import KVStore
+from kv_transfer.store import Fence, KVStore
 
 _log = logging.getLogger(__name__)
 
@@ -83,12 +83,13 @@ class SendLink:
                 session.state = State.ENDED
                 return False
             self._sessions[session.outbound.grant] = session
-            self._queue(session)
+            if self._state is not LinkState.UP:  # else its BEGIN can leave with its first piece
+                self._queue(session)
             return True
 
-    def push(self, session: LinkSession, layer: int, start: int, count: int) -> None:
-        fence = self._store.fence()
-        self._change(session, lambda outbound: outbound.push(layer, start, count, fence))
+    def push(self, session: LinkSession, layer: int, start: int, count: int, fence: Fence | None = None) -> None:
+        after = self._store.fence() if fence is None else fence
+        self._change(session, lambda outbound: outbound.push(layer, start, count, after))
 
     def finish(self, session: LinkSession, tail: bytes) -> None:
         self._change(session, lambda outbound: outbound.finish(tail))
@@ -116,7 +117,7 @@ class SendLink:
         with self._changed:
             for session in self._sessions.values():
                 if session.expires_s is None:
-                    if session.outbound.pending():
+                    if session in self._ready:
                         left_s.append(session.lease_s)
                         self._watch(session, now_s)
                 elif session.expires_s <= now_s:

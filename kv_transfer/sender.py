@@ -20,7 +20,7 @@ from kv_transfer.protocol import Handshake, Identity
 from kv_transfer.send_link import SendLink
 from kv_transfer.send_session import LinkSession
 from kv_transfer.sessions import SendSession
-from kv_transfer.store import KVStore
+from kv_transfer.store import Fence, KVStore
 from kv_transfer.sweeper import Sweeper
 from kv_transfer.terms import check_terms
 from kv_transfer.transport import Transport
@@ -48,8 +48,8 @@ class LinkedSession:
     def ended(self) -> bool:
         return self._session.ended
 
-    def push(self, layer: int, start: int, count: int) -> None:
-        self._link.push(self._session, layer, start, count)
+    def push(self, layer: int, start: int, count: int, fence: Fence | None = None) -> None:
+        self._link.push(self._session, layer, start, count, fence)
         self._sweeper.wake_within(self._session.lease_s)
 
     def finish(self, tail: bytes) -> None:
@@ -68,7 +68,7 @@ class RefusedSession:
     grant: int
     ended: bool = True
 
-    def push(self, layer: int, start: int, count: int) -> None:
+    def push(self, layer: int, start: int, count: int, fence: Fence | None = None) -> None:
         pass
 
     def finish(self, tail: bytes) -> None:

@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from kv_transfer.store import Fence
+
 
 class SendSession(Protocol):
     """One attempt's KV on its way into one grant. No method raises.
@@ -37,16 +39,18 @@ class SendSession(Protocol):
     @property
     def ended(self) -> bool: ...
 
-    def push(self, layer: int, start: int, count: int) -> None:
-        """Tokens `[start, start + count)` of `layer` are in the store (on CUDA: enqueued on the current stream) and must
-        stay there until the session ends. Tokens outside the grant, or pushed before, are skipped; any order will do."""
+    def push(self, layer: int, start: int, count: int, fence: Fence | None = None) -> None:
+        """Tokens `[start, start + count)` of `layer` are in the store, or will be once `fence` has passed, and must stay there
+        until the session ends. Tokens outside the grant, or pushed before, are skipped; any order will do. By default the fence
+        is taken now: that is for callers on the thread that writes."""
 
     def finish(self, tail: bytes) -> None:
         """Everything has been pushed; `tail` (at most 32 KiB) goes to the receiving worker with the commit."""
 
     def abort(self, reason: str) -> bool:
-        """Give up: once this returns, the store is no more read for the session. The peer is told; there is no event.
-        Waits for at most one piece that is being read. False if the session had ended before."""
+        """Give up: once this returns, the store is no more read for the session. There is no event; the peer is told if it has
+        heard of the session, which it has at the latest with the first push. Waits for at most one piece that is being read.
+        False if the session had ended before."""
 
 
 class Sender(Protocol):

@@ -38,7 +38,8 @@ class KVStore(Protocol):
         """
 
     def write(self, layer: int, blocks: Sequence[int], start: int, count: int, data: memoryview) -> None:
-        """Scatter `data` into those tokens; nothing else changes. Visible to the engine on return. Raises as `read`."""
+        """Scatter `data`, which may be read-only, into those tokens; nothing else changes. Visible to the engine on return.
+        Raises as `read`."""
 
     def fence(self) -> Fence | None:
         """Called by the engine's thread: a fence after all it has written so far, or None if that is visible already."""

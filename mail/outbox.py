@@ -1,22 +1,21 @@
-"""What a worker has to tell gateways, gathered over one step and sent as one message per gateway."""
+"""What a worker has to tell gateways, gathered over one turn and sent as one message per gateway."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 
 from core.clock import Clock
-from core.errors import HetServeError
 from core.messages import Address, Failed, TokenItem, Tokens
-from mail.peers import Peers
+from mail.peers import MessageSender
 
 MOST_ITEMS = 1024
 """In one message, well below what the wire takes."""
 
 
 class Outbox:
-    """Not thread-safe. `lost` counts messages that a gateway had no room for; its streams end by their deadlines."""
+    """Not thread-safe. `lost` counts messages that a gateway had no room for; its next `Keep` asks for what they said."""
 
-    def __init__(self, worker: Address, peers: Peers, clock: Clock) -> None:
+    def __init__(self, worker: Address, peers: MessageSender, clock: Clock) -> None:
         self._worker = worker
         self._peers = peers
         self._clock = clock
@@ -25,15 +24,14 @@ class Outbox:
         self.lost = 0
 
     def tokens(self, gateway: Address, item: TokenItem) -> None:
-        """Queue new tokens for the next `flush`."""
+        """Queue tokens for the next `flush`."""
         self._oldest_s.setdefault(gateway.mailbox, self._clock.now())
         self._items[gateway.mailbox].append(item)
 
-    def failed(self, gateway: Address, attempt: str, error: HetServeError) -> None:
-        """Report at once, after any tokens queued for the same gateway, that the attempt is over here."""
+    def failed(self, gateway: Address, failed: Failed) -> None:
+        """Report at once, after any tokens queued for the same gateway, that an attempt is over here."""
         self._flush_one(gateway.mailbox)
-        message = Failed(worker=self._worker, attempt=attempt, code=error.code, message=str(error))
-        self._send(gateway.mailbox, message)
+        self._send(gateway.mailbox, failed)
 
     def flush(self) -> None:
         for endpoint in list(self._items):

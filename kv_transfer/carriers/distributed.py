@@ -7,9 +7,8 @@ header travels a count, so that a payload can never be taken for another header'
 Never taken by `auto`: gloo is slower than plain TCP, and trusts who talks to it (see `gloo_pair`): its socket takes anybody until
 the pair has proved itself, and whoever breaks its protocol ends the process. For networks that only the cluster is on.
 
-What carries KV out of GPU memory by NCCL would stand here too; it is not built. A room is host memory, so NCCL would copy from
-the device, back onto it, and send from there; and its group takes the whole process down when a peer dies, unless the
-environment says otherwise before the first one is made. KV on a GPU passes through pinned memory and gloo, which has not run.
+NCCL is not built (docs/adr/0013-payload-carriers.md says what it would take). KV on a GPU passes through pinned memory and
+gloo, which has not run on one.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from __future__ import annotations
 import secrets
 import struct
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -27,8 +27,8 @@ import torch.distributed as dist
 from core.errors import ProtocolError, TransferError
 from core.wire import unpack_bounded
 from kv_transfer.carrier import CarrierUnavailable, Tell
-from kv_transfer.carriers.buffers import Buffers
-from kv_transfer.carriers.gloo_pair import GlooPair, Rank
+from kv_transfer.carriers.buffers import BUFFERS, Buffers
+from kv_transfer.carriers.gloo_pair import GlooPair, Move, Rank
 from kv_transfer.frames import Header
 from kv_transfer.transport import Buffer, Connection
 
@@ -109,32 +109,66 @@ class DistributedEnd:
 
 
 class DistributedOutgoing:
+    """Payloads are handed to gloo and waited for only when their buffers are needed again: a header that the peer misses must not
+    keep this side from going on, because the next one's count is what tells the peer."""
+
     def __init__(self, connection: Connection, pair: GlooPair, piece_bytes: int) -> None:
         self._connection = connection
         self._pair = pair
-        self._buffers = Buffers(piece_bytes)
+        self._piece_bytes = piece_bytes
+        self._changed = threading.Condition()
+        self._free: list[memoryview] = []
+        self._made = 0
+        self._leaving: deque[tuple[Move, memoryview]] = deque()
+        self._closed = False
         self._shipped = 0
 
     def room(self, size: int) -> memoryview:
-        return self._buffers.take(size)
+        move: Move | None = None
+        with self._changed:
+            while not self._closed and not self._free and not self._leaving and self._made == BUFFERS:
+                self._changed.wait()
+            if self._closed:
+                raise TransferError("the connection is closed")
+            if self._free:
+                whole = self._free.pop()
+            elif self._made < BUFFERS:
+                whole = memoryview(bytearray(self._piece_bytes))
+                self._made += 1
+            else:
+                move, whole = self._leaving.popleft()
+        if move is not None:
+            move.wait(PAYLOAD_TIMEOUT_S)
+        return whole[:size]
 
     def ship(self, head: Sequence[Buffer], payload: memoryview, tail: Sequence[Buffer] = ()) -> None:
         try:
             self._connection.send([*head, _COUNT.pack(self._shipped), *tail])
             self._shipped += 1
-            self._pair.send(payload, PAYLOAD_TIMEOUT_S)
-        finally:
-            self._buffers.give(payload)
+            move = self._pair.send(payload)
+        except TransferError:
+            self.discard(payload)
+            raise
+        with self._changed:
+            if not self._closed:
+                self._leaving.append((move, memoryview(payload.obj)))
+                self._changed.notify()
 
     def discard(self, payload: memoryview) -> None:
-        self._buffers.give(payload)
+        with self._changed:
+            self._free.append(memoryview(payload.obj))
+            self._changed.notify()
 
     def heard(self, note: bytes) -> None:
         raise TransferError("this carrier's other end has nothing to tell")
 
     def close(self) -> None:
-        self._buffers.close()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         self._pair.close()
+        with self._changed:
+            self._leaving.clear()  # gloo lives as long as they do
 
 
 class DistributedIncoming:

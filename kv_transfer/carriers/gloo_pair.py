@@ -120,8 +120,27 @@ def _split(record: bytes) -> tuple[bytes, bytes]:
     raise TransferError("this torch's gloo has its ranks meet in a way that is not known here")
 
 
+class Move:
+    """Bytes on their way. To be waited for once, or dropped after the pair was closed."""
+
+    def __init__(self, what: str, work: Any, data: memoryview) -> None:
+        self._what = what
+        self._work = work
+        self._data = data  # gloo knows where it is, and does not keep it alive
+
+    def wait(self, timeout_s: float) -> None:
+        """Raises TransferError: the pair broke or was closed first, or it took too long, which breaks the pair."""
+        work, self._work = self._work, None
+        try:
+            work.wait(timedelta(seconds=timeout_s))
+        except RuntimeError as error:
+            raise TransferError(f"gloo cannot {self._what}: {str(error)[:300]}") from None
+        finally:
+            work = None  # see GlooPair._begin
+
+
 class GlooPair:
-    """This process's end of a pair, made and proved. One thread may move bytes at a time; `close` may come from any.
+    """This process's end of a pair, made and proved. One thread at a time may send, and one receive; `close` may come from any.
 
     Blocks, for about 10 s at most, until the peer has come too.
 
@@ -145,16 +164,16 @@ class GlooPair:
             self.close()
             raise
 
-    def send(self, data: memoryview, timeout_s: float) -> None:
-        """Returns when the peer has asked for `data` and it is on its way. Raises TransferError."""
-        self._move("send", data, timeout_s)
+    def send(self, data: memoryview) -> Move:
+        """`data` leaves when the peer asks for it, and stays as it is until then. Raises TransferError if the pair is closed."""
+        return self._begin("send", data)
 
     def recv_into(self, out: memoryview, timeout_s: float) -> None:
         """Fill `out` with the peer's next. Raises TransferError."""
-        self._move("receive", out, timeout_s)
+        self._begin("receive", out).wait(timeout_s)
 
     def close(self) -> None:
-        """Wakes `send` and `recv_into`, here and at the peer. Idempotent."""
+        """Wakes who waits for a move, here and at the peer; their buffers are nobody's any more. Idempotent."""
         with self._lock:
             group, self._group = self._group, None
         if group is not None:
@@ -162,31 +181,30 @@ class GlooPair:
                 never = torch.empty(1, dtype=torch.uint8)
                 group.recv([never], self._peer, 1 + secrets.randbelow(1 << 30)).wait(timedelta(milliseconds=1))
 
-    def _move(self, what: Literal["send", "receive"], data: memoryview, timeout_s: float) -> None:
+    def _begin(self, what: Literal["send", "receive"], data: memoryview) -> Move:
         tensor = torch.frombuffer(data, dtype=torch.uint8)
-        group, work = self._group, None
+        group = self._group
         try:
             if group is None:
                 raise TransferError("the pair is closed")
-            move = group.send if what == "send" else group.recv
-            work = move([tensor], self._peer, _PAYLOAD_TAG)
-            work.wait(timedelta(seconds=timeout_s))
+            begin = group.send if what == "send" else group.recv
+            return Move(what, begin([tensor], self._peer, _PAYLOAD_TAG), data)
         except RuntimeError as error:
             raise TransferError(f"gloo cannot {what}: {str(error)[:300]}") from None
         finally:
             # An error keeps its frames and they their variables: this one must not keep the group, its socket and thread.
-            group = move = work = None
+            group = begin = None
 
     def _prove(self, key: bytes, rank: Rank) -> None:
         mine, theirs = mac(key, b"pair", rank), mac(key, b"pair", 1 - rank)
         got = bytearray(_MAC_BYTES)
         if rank == 0:
-            self.send(memoryview(bytearray(mine)), PROOF_TIMEOUT_S)
+            self.send(memoryview(bytearray(mine))).wait(PROOF_TIMEOUT_S)
         self.recv_into(memoryview(got), PROOF_TIMEOUT_S)
         if not hmac.compare_digest(bytes(got), theirs):
             raise CorruptTransfer("somebody else has come to this pair")
         if rank == 1:
-            self.send(memoryview(bytearray(mine)), PROOF_TIMEOUT_S)
+            self.send(memoryview(bytearray(mine))).wait(PROOF_TIMEOUT_S)
 
 
 def mac(key: bytes, label: bytes, rank: int, body: bytes = b"") -> bytes:
@@ -203,4 +221,4 @@ def _group(store: Rendezvous, rank: Rank, host: str) -> Group:
     except RuntimeError as error:
         raise TransferError(f"gloo's two ranks cannot meet: {str(error)[:300]}") from None
     finally:
-        options = None  # see GlooPair._move
+        options = None  # see GlooPair._begin

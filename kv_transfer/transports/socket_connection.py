@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from core.errors import TransferError
 from kv_transfer.transport import Buffer
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = (1 << 20) + (1 << 16)  # a piece of KV with the frames beside it
+MOST_PARTS = 16
 
 
 class SharedSocket:
@@ -93,9 +94,12 @@ class SocketConnection:
 
 def _send_all(sock: socket.socket, views: list[memoryview], flags: int) -> None:
     while views:
-        batch = [views[0][:CHUNK_BYTES]]
-        if batch[0].nbytes == views[0].nbytes:
-            batch += [view[:CHUNK_BYTES] for view in views[1:2]]  # a header and its payload leave in one call
+        batch, room = [], CHUNK_BYTES  # headers, bodies and a payload leave in one call
+        for view in views[:MOST_PARTS]:
+            batch.append(view[:room])
+            room -= batch[-1].nbytes
+            if room == 0:
+                break
         sent = sock.sendmsg(batch, (), flags | socket.MSG_NOSIGNAL)
         while views and sent >= views[0].nbytes:
             sent -= views.pop(0).nbytes

@@ -39,7 +39,7 @@ def test_defaults_fill_a_minimal_file() -> None:
         ({"pools": [{"role": "decode", "cost": {"step_s": -1.0}}]}, "pools[0].cost.step_s", "greater than or equal to 0"),
         ({"pools": [{"role": "decode", "resources": {"gpus": float("inf")}}]}, "pools[0].resources.gpus", "finite"),
         ({"pools": [{"role": "decode", "resources": {"custom": {"x": -1}}}]}, "pools[0].resources.custom.x", "or equal to 0"),
-        ({"transfer": {"transport": "pigeon"}}, "transfer.transport", "'tcp' or 'shm'"),
+        ({"transfer": {"transport": "pigeon"}}, "transfer.transport", "'shm' or 'distributed'"),
         ({"pools": [{"role": "decode", "accelerator": []}]}, "pools[0].accelerator", "list of names"),
         ({"pools": [{"role": "decode", "accelerator": ["H100", 3]}]}, "pools[0].accelerator", "list of names"),
     ],

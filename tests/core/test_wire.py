@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.attempts import Phase
 from core.cost import CostModel
 from core.errors import ProtocolError
 from core.layout import KVLayout, LayerShape
 from core.messages import (
-    Abandon,
     Address,
+    AttemptState,
     Cancel,
     Failed,
     Grant,
@@ -24,13 +25,13 @@ from core.messages import (
     Load,
     Message,
     Renew,
-    Revoke,
     ServedBy,
     Submit,
     TokenItem,
     TokenLogprobs,
     Tokens,
     Wanted,
+    Withdrawn,
 )
 from core.request import FinishReason
 from core.sampling import SamplingParams
@@ -52,10 +53,9 @@ MESSAGES: tuple[Message, ...] = (
     ),
     Keep(gateway=WORKER, wanted=(Wanted("a", 0), Wanted("b", 7))),
     Cancel(attempt="a"),
-    Grant(attempt="a", grant=4, decode=WORKER, kv_endpoint="127.0.0.1:9", first_token=16, lease_s=5.0),
-    Revoke(attempt="a", reason="gone"),
-    Renew(worker=WORKER, attempts=("a", "b")),
-    Abandon(attempt="a", reason="gone"),
+    Grant(attempt="a", grant=4, decode=WORKER, kv_endpoint="127.0.0.1:9", first_token=16, lease_s=5.0, answers=3),
+    Renew(worker=WORKER, number=7, states=(AttemptState("a", Phase.ADMITTED), AttemptState("b", Phase.RUNNING))),
+    Withdrawn(worker=WORKER, attempt="a", reason="gone"),
     Tokens(
         worker=WORKER,
         items=(

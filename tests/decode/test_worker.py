@@ -1,43 +1,57 @@
-"""The decode role, one message at a time: room, grants, commits that do not add up, leases."""
+"""The decode role, one message at a time: room, grants, commits that do not add up, what is taken back."""
 
 from __future__ import annotations
-
-from typing import cast
 
 import msgspec
 import pytest
 
+from core.attempts import Phase
 from core.clock import ManualClock
-from core.errors import CorruptTransfer, DeadlineExceeded, LeaseExpired, Overloaded
-from core.messages import Failed, Grant, Handoff, Renew, Revoke, TokenItem, Tokens
-from decode.worker import DecodeWorker
+from core.errors import ContextLengthExceeded, CorruptTransfer, InvalidRequest, LeaseExpired, Overloaded
+from core.messages import AttemptState, Failed, Grant, Handoff, TokenItem, Tokens, Withdrawn
+from decode.worker import COUNTER_BITS, DecodeWorker
+from engine.admission import AdmissionKind
 from kv_transfer.events import Broken, Received
-from kv_transfer.receiver import KVReceiver
+from mail.attempt_book import AttemptBook
 from mail.outbox import Outbox
-from mail.peers import Peers
 from tests.support.workers import BLOCK_SIZE, DECODE, GATEWAY, LEASE_S, PREFILL, FakePeers, FakeReceiver, engine, submission
 
 
 class Rig:
-    """A worker on a simulated engine, with everything around it faked."""
+    """A worker on a simulated engine, with everything around it faked, and a loop's work done by hand."""
 
-    def __init__(self, num_blocks: int = 64, max_waiting_tokens: int = 1000) -> None:
+    def __init__(self, num_blocks: int = 64, max_waiting_tokens: int = 1000, incarnation: int = 1) -> None:
         self.clock = ManualClock()
+        self.address = msgspec.structs.replace(DECODE, incarnation=incarnation)
         self.engine = engine(self.clock, num_blocks, prefix_cache=False)
         self.peers = FakePeers()
         self.receiver = FakeReceiver()
-        peers = cast(Peers, self.peers)
-        self.outbox = Outbox(DECODE, peers, self.clock)
+        self.book = AttemptBook(self.address, Outbox(self.address, self.peers, self.clock), self.peers, self.clock, LEASE_S)
         self.worker = DecodeWorker(
-            self.engine,
-            cast(KVReceiver, self.receiver),
-            self.outbox,
-            peers,
-            DECODE,
-            self.clock,
-            LEASE_S,
-            max_waiting_tokens,
+            self.engine, self.receiver, self.book, self.peers, self.address, self.clock, LEASE_S, max_waiting_tokens
         )
+        self.renewals = 0
+
+    def submit(self, attempt: str = "a", stage: str = "decode", **fields: int) -> None:
+        self.worker.submit(submission(attempt, stage, **fields))
+
+    def hear(self, phase: Phase, attempt: str = "a") -> None:
+        """The prefill side's renewal."""
+        self.renewals += 1
+        self.book.renewed(PREFILL, self.renewals, AttemptState(attempt, phase))
+        self.admit()
+
+    def admit(self) -> None:
+        for admission in self.engine.admissions():
+            assert admission.kind is AdmissionKind.GRANTED
+            self.worker.granted(admission.sequence.sequence_id)
+
+    def granted(self, attempt: str = "a", **fields: int) -> Grant:
+        """A grant for a new attempt."""
+        self.submit(attempt, **fields)
+        self.hear(Phase.ADMITTED, attempt)
+        (grant,) = self.grants()
+        return grant
 
     def run(self) -> list[TokenItem]:
         """Step until nothing is left to do; what the gateway got."""
@@ -45,31 +59,42 @@ class Rig:
             output = self.engine.step()
             for token in output.tokens:
                 self.worker.drawn(token)
-            self.outbox.flush()
+            self.book.flush()
         return [item for message in self.peers.take(GATEWAY) if isinstance(message, Tokens) for item in message.items]
 
     def grants(self) -> list[Grant]:
         return [message for message in self.peers.take(PREFILL) if isinstance(message, Grant)]
 
-    def commit(self, attempt: str, grant: int, tokens: int = 10, tail: bytes | None = None) -> None:
-        self.receiver.open_grants.pop(grant)
+    def commit(self, grant: Grant, tokens: int = 10, tail: bytes | None = None) -> None:
+        self.receiver.grants.pop(grant.grant)
         tail = msgspec.msgpack.encode(Handoff(token=7, position=0, tokens=tokens)) if tail is None else tail
-        self.worker.received(Received(grant=grant, attempt=attempt, tail=tail, kv_bytes=123, transfer_s=0.5))
+        self.worker.received(Received(grant=grant.grant, attempt=grant.attempt, tail=tail, kv_bytes=123, transfer_s=0.5))
 
-    def failure(self) -> Failed:
+    def failure(self) -> str:
         (failed,) = self.peers.take(GATEWAY)
         assert isinstance(failed, Failed)
-        return failed
+        return failed.code
 
     def idle(self) -> bool:
-        return self.engine.invariants() == [] and self.worker.attempts == 0 and not self.receiver.open_grants
+        counted = (self.worker.waiting, self.worker.waiting_tokens)
+        return self.engine.invariants() == [] and len(self.book) == 0 and not self.receiver.grants and counted == (0, 0)
+
+
+def test_room_is_asked_for_once_the_prefill_side_has_admitted_the_prompt() -> None:
+    rig = Rig()
+    rig.submit()
+    rig.hear(Phase.WAITING)
+    assert rig.grants() == []
+    assert rig.engine.load().free_blocks == 64
+    rig.hear(Phase.ADMITTED)
+    (grant,) = rig.grants()
+    assert grant.answers == rig.renewals
+    assert rig.receiver.grants == {grant.grant: "a"}
 
 
 def test_a_committed_attempt_goes_on_from_the_second_token() -> None:
     rig = Rig()
-    rig.worker.submit(submission("a", "decode"))
-    (grant,) = rig.grants()
-    rig.commit("a", grant.grant)
+    rig.commit(rig.granted())
     items = rig.run()
     assert [item.position for item in items] == [1, 2, 3, 4]
     served = items[0].served
@@ -81,27 +106,120 @@ def test_a_committed_attempt_goes_on_from_the_second_token() -> None:
 
 def test_nothing_runs_before_the_commit() -> None:
     rig = Rig()
-    rig.worker.submit(submission("a", "decode"))
-    assert not rig.engine.has_work
+    rig.granted()
+    assert not rig.engine.launch()
+
+
+def test_a_grant_that_could_not_be_sent_is_sent_when_the_prefill_side_still_has_none() -> None:
+    rig = Rig()
+    rig.submit()
+    rig.peers.full.add(PREFILL.mailbox)
+    rig.hear(Phase.ADMITTED)
+    rig.peers.full.clear()
+    assert rig.grants() == []
+    rig.hear(Phase.ADMITTED)
+    rig.hear(Phase.ADMITTED)
+    first, second = rig.grants()
+    assert first.grant == second.grant
+    assert (first.answers, second.answers) == (2, 3)
+    assert list(rig.receiver.grants) == [first.grant]
+
+
+def test_a_grant_that_is_never_taken_does_not_live_by_being_sent_again() -> None:
+    rig = Rig()
+    grant = rig.granted()
+    rig.hear(Phase.ADMITTED)
+    assert rig.receiver.renewed == []
+    rig.hear(Phase.GRANTED)
+    assert rig.receiver.renewed == [grant.grant]
 
 
 def test_grants_wait_for_room_in_order_of_arrival() -> None:
     rig = Rig(num_blocks=8)
-    for attempt, tokens in (("a", 6 * BLOCK_SIZE), ("big", 7 * BLOCK_SIZE), ("small", 1)):
-        rig.worker.submit(submission(attempt, "decode", tokens=tokens, max_tokens=2))
-    (first,) = rig.grants()
-    assert first.attempt == "a"
-    assert (rig.worker.queued, rig.worker.queued_tokens) == (2, 7 * BLOCK_SIZE + 1)
-    rig.worker.cancel("a")
-    rig.worker.grant_waiting()
-    assert rig.grants()[0].attempt == "big"
+    for attempt, tokens in (("a", 6 * BLOCK_SIZE), ("big", 6 * BLOCK_SIZE), ("small", 1)):
+        rig.submit(attempt, tokens=tokens, max_tokens=2)
+        rig.hear(Phase.ADMITTED, attempt)
+    assert [grant.attempt for grant in rig.grants()] == ["a"]
+    rig.book.cancel("a")
+    rig.admit()
+    assert [grant.attempt for grant in rig.grants()] == ["big", "small"]
 
 
-def test_tokens_that_wait_for_room_are_bounded() -> None:
-    rig = Rig(num_blocks=8, max_waiting_tokens=30)
-    for attempt in ("a", "b", "c"):
-        rig.worker.submit(submission(attempt, "decode", tokens=24, max_tokens=2))
-    assert rig.failure().code == Overloaded.code
+@pytest.mark.parametrize("granted", [True, False])
+def test_a_prompt_that_lost_its_blocks_gives_room_or_its_place_back_and_asks_anew(granted: bool) -> None:
+    rig = Rig(num_blocks=8)
+    if not granted:
+        rig.granted("blocker", tokens=6 * BLOCK_SIZE, max_tokens=2)
+    rig.submit(tokens=6 * BLOCK_SIZE, max_tokens=2)
+    rig.hear(Phase.ADMITTED)
+    before = rig.grants()
+    assert len(before) == granted
+    rig.hear(Phase.WAITING)
+    assert (rig.worker.waiting, rig.worker.waiting_tokens) == (1, 6 * BLOCK_SIZE)
+    assert "a" not in rig.receiver.grants.values()
+    if not granted:
+        rig.book.cancel("blocker")
+    assert rig.engine.load().free_blocks == 8
+    rig.hear(Phase.ADMITTED)
+    (after,) = rig.grants()
+    assert after.grant not in [grant.grant for grant in before]
+    rig.commit(after, tokens=6 * BLOCK_SIZE)
+    assert len(rig.run()) == 1
+    assert rig.idle()
+
+
+def test_what_arrives_for_a_grant_that_was_taken_back_never_runs() -> None:
+    rig = Rig()
+    grant = rig.granted()
+    rig.hear(Phase.WAITING)
+    rig.receiver.grants[grant.grant] = "a"
+    rig.commit(grant)
+    assert not rig.engine.has_work
+    rig.worker.broken(Broken(grant=grant.grant, attempt="a", error=CorruptTransfer("stale")))
+    assert len(rig.book) == 1
+
+
+def test_numbers_of_grants_differ_between_incarnations() -> None:
+    numbers = [Rig(incarnation=incarnation).granted().grant for incarnation in (1, 2, (1 << 24) - 1)]
+    assert len({number >> COUNTER_BITS for number in numbers}) == 3
+    assert all(0 < number < 1 << 64 for number in numbers)
+
+
+def test_tokens_that_wait_for_their_prefill_side_are_bounded() -> None:
+    rig = Rig(max_waiting_tokens=30)
+    for attempt in ("a", "b"):
+        rig.submit(attempt, tokens=24, max_tokens=2)
+    assert rig.failure() == Overloaded.code
+    assert (rig.worker.waiting, rig.worker.waiting_tokens) == (1, 24)
+    rig.hear(Phase.ADMITTED)
+    assert (rig.worker.waiting, rig.worker.waiting_tokens) == (0, 0)
+    rig.submit("c", tokens=24, max_tokens=2)
+    rig.book.cancel("c")
+    rig.book.cancel("a")
+    assert rig.idle()
+
+
+def test_one_attempt_may_wait_however_large() -> None:
+    rig = Rig(max_waiting_tokens=5)
+    rig.submit()
+    assert rig.worker.waiting == 1
+
+
+def test_what_can_never_fit_is_refused_and_both_are_told() -> None:
+    rig = Rig(num_blocks=8)
+    rig.submit(tokens=20, max_tokens=100)
+    rig.hear(Phase.ADMITTED)
+    assert rig.failure() == ContextLengthExceeded.code
+    assert [type(message) for message in rig.peers.take(PREFILL)] == [Withdrawn]
+    assert rig.idle()
+
+
+@pytest.mark.parametrize("stage", ["decode", "local"])
+def test_nonsense_is_refused(stage: str) -> None:
+    rig = Rig()
+    rig.worker.submit(msgspec.structs.replace(submission("a", stage), tokens=b"", peer=None))
+    assert rig.failure() == InvalidRequest.code
+    assert rig.idle()
 
 
 @pytest.mark.parametrize(
@@ -109,119 +227,81 @@ def test_tokens_that_wait_for_room_are_bounded() -> None:
     [
         b"",
         b"\xc1",
+        msgspec.msgpack.encode({"token": "x"}),
         msgspec.msgpack.encode(Handoff(token=7, position=1, tokens=10)),
         msgspec.msgpack.encode(Handoff(token=7, position=0, tokens=9)),
+        msgspec.msgpack.encode(Handoff(token=100, position=0, tokens=10)),
     ],
 )
 def test_a_hand_off_about_something_else_never_runs(tail: bytes) -> None:
     rig = Rig()
-    rig.worker.submit(submission("a", "decode"))
-    (grant,) = rig.grants()
-    rig.commit("a", grant.grant, tail=tail)
-    assert rig.failure().code == CorruptTransfer.code
-    assert rig.idle()
-
-
-def test_a_token_outside_the_vocabulary_never_runs() -> None:
-    rig = Rig()
-    rig.worker.submit(submission("a", "decode"))
-    (grant,) = rig.grants()
-    rig.commit("a", grant.grant, tail=msgspec.msgpack.encode(Handoff(token=100, position=0, tokens=10)))
-    assert rig.failure().code == CorruptTransfer.code
+    rig.commit(rig.granted(), tail=tail)
+    assert rig.failure() == CorruptTransfer.code
     assert rig.idle()
 
 
 def test_a_commit_of_another_grant_is_fenced() -> None:
     rig = Rig()
-    rig.worker.submit(submission("a", "decode"))
-    (grant,) = rig.grants()
-    rig.receiver.open_grants[99] = "a"
-    rig.commit("a", 99)
-    assert not rig.engine.has_work
+    grant = rig.granted()
+    other = msgspec.structs.replace(grant, grant=grant.grant + 1)
+    rig.receiver.grants[other.grant] = "a"
+    rig.commit(other)
+    assert not rig.engine.launch()
     rig.worker.broken(Broken(grant=98, attempt="a", error=CorruptTransfer("stale")))
-    assert rig.worker.attempts == 1
-    assert grant.grant in rig.receiver.open_grants
+    assert len(rig.book) == 1
+    assert grant.grant in rig.receiver.grants
 
 
 def test_a_broken_transfer_is_reported_to_both_sides_and_freed() -> None:
     rig = Rig()
-    rig.worker.submit(submission("a", "decode"))
-    (grant,) = rig.grants()
-    rig.receiver.open_grants.pop(grant.grant)
-    rig.worker.broken(Broken(grant=grant.grant, attempt="a", error=CorruptTransfer("digest")))
-    assert rig.failure().code == CorruptTransfer.code
-    assert [type(message) for message in rig.peers.take(PREFILL)] == [Revoke]
-    assert rig.idle()
-
-
-def test_a_silent_prefill_side_ends_a_queued_attempt_after_a_lease() -> None:
-    rig = Rig(num_blocks=8)
-    rig.worker.submit(submission("blocker", "decode", tokens=24, max_tokens=2))
-    rig.worker.submit(submission("a", "decode", tokens=24, max_tokens=2))
-    rig.clock.advance(LEASE_S * 0.9)
-    rig.worker.renewed(Renew(worker=PREFILL, attempts=("a",)))
-    rig.clock.advance(LEASE_S * 0.9)
-    rig.worker.tick()
-    assert rig.worker.queued == 1
-    rig.clock.advance(LEASE_S * 0.2)
-    rig.worker.tick()
-    assert rig.failure().code == LeaseExpired.code
-    rig.worker.cancel("blocker")
-    assert rig.idle()
-
-
-def test_while_kv_is_in_transit_the_receiver_keeps_the_lease() -> None:
-    rig = Rig()
-    rig.worker.submit(submission("a", "decode"))
-    (grant,) = rig.grants()
-    rig.worker.renewed(Renew(worker=PREFILL, attempts=("a",)))
-    assert rig.receiver.renewed == [grant.grant]
-    rig.clock.advance(LEASE_S * 10)
-    rig.worker.tick()
-    assert rig.worker.attempts == 1
+    grant = rig.granted()
+    rig.receiver.grants.pop(grant.grant)
     rig.worker.broken(Broken(grant=grant.grant, attempt="a", error=LeaseExpired("silent")))
-    assert rig.failure().code == LeaseExpired.code
-
-
-def test_a_prefill_side_is_told_what_waits_or_is_in_transit_here() -> None:
-    rig = Rig(num_blocks=8)
-    rig.worker.submit(submission("granted", "decode", tokens=24, max_tokens=2))
-    rig.worker.submit(submission("queued", "decode", tokens=24, max_tokens=2))
-    rig.peers.take(PREFILL)
-    rig.clock.advance(LEASE_S / 2)
-    rig.worker.renew()
-    rig.worker.renew()
-    assert rig.peers.take(PREFILL) == [Renew(worker=DECODE, attempts=("granted", "queued"))]
-
-
-def test_a_running_attempt_needs_no_lease_but_keeps_its_deadline() -> None:
-    rig = Rig()
-    rig.worker.submit(submission("a", "local", deadline_s=50.0))
-    rig.clock.advance(LEASE_S * 2)
-    rig.worker.tick()
-    assert rig.worker.attempts == 1
-    rig.clock.advance(50.0)
-    rig.worker.tick()
-    assert rig.failure().code == DeadlineExceeded.code
+    assert rig.failure() == LeaseExpired.code
+    assert [type(message) for message in rig.peers.take(PREFILL)] == [Withdrawn]
     assert rig.idle()
 
 
-def test_abandon_frees_a_grant_but_not_a_running_sequence() -> None:
+def test_a_fault_after_the_commit_ends_the_attempt_and_nothing_else() -> None:
     rig = Rig()
-    rig.worker.submit(submission("a", "decode"))
-    rig.worker.submit(submission("b", "decode"))
-    first, _ = rig.grants()
-    rig.commit("a", first.grant)
-    rig.worker.abandoned("a")
-    rig.worker.abandoned("b")
-    assert rig.worker.attempts == 1
+    rig.commit(rig.granted())
+    rig.worker.broken(Broken(grant=rig.worker._last_grant, attempt="a", error=CorruptTransfer("too late")))
     assert len(rig.run()) == 4
+    assert rig.idle()
+
+
+def test_a_withdrawal_frees_a_grant_but_not_a_running_sequence() -> None:
+    rig = Rig()
+    rig.commit(rig.granted("a"))
+    rig.granted("b")
+    for attempt in ("a", "b"):
+        rig.book.withdrawn(Withdrawn(worker=PREFILL, attempt=attempt, reason="gone"))
+    assert len(rig.book) == 1
+    assert len(rig.run()) == 4
+    assert rig.idle()
+
+
+@pytest.mark.parametrize("phase", ["waiting", "admitted", "granted", "running"])
+def test_cancel_frees_everything_in_every_phase(phase: str) -> None:
+    rig = Rig(num_blocks=8)
+    if phase == "admitted":
+        rig.granted("blocker", tokens=6 * BLOCK_SIZE, max_tokens=2)
+    rig.submit(tokens=6 * BLOCK_SIZE, max_tokens=8)
+    if phase != "waiting":
+        rig.hear(Phase.ADMITTED)
+    if phase == "running":
+        rig.commit(rig.grants()[0], tokens=6 * BLOCK_SIZE)
+        rig.engine.step()
+    rig.peers.sent.clear()
+    rig.book.cancel("a")
+    rig.book.cancel("blocker")
+    assert rig.peers.sent == []
     assert rig.idle()
 
 
 def test_a_local_attempt_is_read_and_written_here() -> None:
     rig = Rig()
-    rig.worker.submit(submission("a", "local"))
+    rig.submit(stage="local")
     items = rig.run()
     assert [item.position for item in items] == [0, 1, 2, 3, 4]
     assert items[0].served is not None

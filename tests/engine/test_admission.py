@@ -68,7 +68,9 @@ def test_whoever_is_passed_could_have_its_blocks_at_once(seed: int, headroom_tok
         waiting = [each for each in alive if each.status is Status.WAITING]
         if random.random() < 0.5 and len(waiting) < 12:
             tokens = [*range(random.choice([0, 8])), *(random.randrange(30, 50) for _ in range(random.randint(1, 20)))]
-            each = sequence(f"s{count}", tokens, random.randint(1, 24), ticket=random.randint(1, 1000), hold=random.random() < 0.3)
+            each = sequence(
+                f"s{count}", tokens, random.randint(1, 24), ticket=random.randint(1, 1000), hold=random.random() < 0.3
+            )
             alive.append(each)
             it.add(each) if each.hold or random.random() < 0.4 else it.reserve(each)
             waiting.append(each)

@@ -118,9 +118,7 @@ class EngineMachine(RuleBasedStateMachine):
         for prompt, params in newcomers:
             self.add_one(prompt, params, replayed, hold, salt)
 
-    def add_one(
-        self, prompt: list[int], params: SamplingParams, replayed: int, hold: bool, salt: bytes, older: int = 0
-    ) -> None:
+    def add_one(self, prompt: list[int], params: SamplingParams, replayed: int, hold: bool, salt: bytes, older: int = 0) -> None:
         life = self.new_life(prompt, params, replayed, hold, salt, min(older, self.count))
         load = self.engine.load()
         try:

@@ -24,7 +24,7 @@ from tests.support.plans import Plans
 from tooling.model_factory import make_model
 
 pytestmark = pytest.mark.gpu
-CONFIG = EngineConfig(max_num_seqs=12, max_num_batched_tokens=64, headroom_tokens=0)
+CONFIG = EngineConfig(max_num_seqs=12, max_num_batched_tokens=64)
 
 
 class RecordableSdpa(SdpaAttention):

@@ -52,6 +52,23 @@ def test_a_pair_writes_what_one_instance_writes(tmp_path: Path, gateway: Scripte
         assert instances.settled() == []
 
 
+@pytest.mark.parametrize("transport", ["tcp", "shm", "distributed"])
+def test_kv_goes_by_the_transport_that_is_forced(
+    tmp_path: Path, gateway: ScriptedGateway, transport: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sampling = SamplingParams(max_tokens=12, seed=4)
+    config = simulated_config(tmp_path, "prefill", "decode", transfer={"transport": transport})
+    with caplog.at_level("INFO"), Instances(config, keys=KEYS) as instances:
+        prefill, decode = instances.addresses
+        attempts = [gateway.submit(prompt, sampling, prefill=prefill, decode=decode) for prompt in PROMPTS]
+        generations = gateway.wait(*attempts)
+        assert all(generation.served[decode.name].kv_bytes for generation in generations)
+        assert [generation.output for generation in generations] == alone(gateway, decode, sampling)
+        assert instances.settled() == []
+    name = "inline" if transport == "tcp" else transport
+    assert any(f"goes by {name}" in message for message in caplog.messages)
+
+
 def test_the_bytes_that_move_are_those_of_the_uncached_prompt(tmp_path: Path, gateway: ScriptedGateway) -> None:
     bytes_per_token = 3 * 2 * 16 * 4
     with start(tmp_path, "prefill", "decode") as instances:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv_transfer.paged_rows import HostPages, PagedRows, check_tokens
+from kv_transfer.paged_rows import HostPages, PagedRows, check_tokens, segments
 
 
 @st.composite
@@ -26,14 +26,15 @@ def test_gather_and_scatter_move_exactly_the_rows_named(case: tuple[int, int, li
     memory = np.random.default_rng(seed).integers(0, 256, (10, size, row_bytes), dtype=np.uint8)
     slots = [(blocks[token // size], token % size) for token in range(start, start + count)]
     out = np.zeros(count * row_bytes, dtype=np.uint8)
-    PagedRows(memory).gather(blocks, start, count, out)
+    parts = segments(blocks, size, start, count)
+    PagedRows(memory).gather(parts, out)
     assert out.tobytes() == b"".join(memory[slot].tobytes() for slot in slots)
 
     target = np.full_like(memory, 7)
     expected = target.copy()
     for slot in slots:
         expected[slot] = memory[slot]
-    PagedRows(target).scatter(blocks, start, count, out)
+    PagedRows(target).scatter(parts, out)
     assert (target == expected).all()
 
 

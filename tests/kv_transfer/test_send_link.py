@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 
 from core.clock import ManualClock, MonotonicClock
 from core.errors import CorruptTransfer, LeaseExpired, TransferError
+from core.layout import LayerShape
+from kv_transfer.byte_store import ByteStore
 from kv_transfer.carriers.inline import INLINE
 from kv_transfer.events import Delivered, SendFailed
-from kv_transfer.frames import HEADER_BYTES, Commit, Kind, SessionDigest, pack_body, pack_frame, parse_header
+from kv_transfer.frames import HEADER_BYTES, PIECE_BYTES, Commit, Kind, SessionDigest, pack_body, pack_frame, parse_header
 from kv_transfer.protocol import Handshake, Identity, Peer
 from kv_transfer.sender import KVSender
 from kv_transfer.sessions import SendSession
 from kv_transfer.transport import Connection
+from kv_transfer.transports.fault import Fault, FaultTransport, Message
 from kv_transfer.transports.inproc import InprocTransport
 from kv_transfer.transports.tcp import TcpTransport
 from tests.kv_transfer.rig import SECRET, Inbox, connected, filled, layout
@@ -207,3 +211,43 @@ def test_a_dial_that_nobody_waits_for_any_more_is_given_up() -> None:
             silent.recv_into(memoryview(bytearray(1 << 20)))
         silent.close()
     listener.close()
+
+
+def test_a_piece_that_was_prepared_while_another_left_has_a_lease_of_its_own() -> None:
+    shape = [LayerShape(8, 128, 128)]
+    piece = PIECE_BYTES // layout(256, shapes=shape).layer_bytes_per_token(0)
+    clock, gates, reached = ManualClock(), [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
+    both_read = threading.Barrier(2)
+
+    class Store(ByteStore):
+        reads = 0
+
+        def read(self, layer: int, blocks: Sequence[int], start: int, count: int, out: memoryview) -> None:
+            super().read(layer, blocks, start, count, out)
+            self.reads += 1
+            if self.reads == 2:
+                both_read.wait(20)
+
+    def plan(message: Message) -> Fault | None:
+        if message.dialled and message.index in (3, 4):
+            reached[message.index - 3].set()
+            gates[message.index - 3].wait(20)
+        return None
+
+    wires = FaultTransport(InprocTransport(), plan)
+    source, target = Store(layout(256, shapes=shape), 16), ByteStore(layout(256, shapes=shape), 16)
+    with connected(source, target, wires, clock=clock) as pair:
+        pair.receiver.open(1, "a", range(16), 0, 4 * piece, 60.0)
+        session = pair.sender.begin("a", 1, pair.receiver.endpoint, range(16), 0, 4 * piece, 5.0)
+        while pair.sender.sweep() is not None:  # until BEGIN has left
+            threading.Event().wait(0.001)
+        session.push(0, 0, 2 * piece)
+        assert reached[0].wait(20)
+        both_read.wait(20)  # the second piece is prepared while the first is on its way
+        gates[0].set()
+        assert reached[1].wait(20)
+        clock.advance(6.0)
+        pair.sender.sweep()
+        (failed,) = pair.sent.expect(SendFailed)
+        assert isinstance(failed.error, LeaseExpired)
+        gates[1].set()

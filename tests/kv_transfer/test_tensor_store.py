@@ -32,7 +32,7 @@ def test_tensors_and_bytes_agree_on_every_piece(dtype: str, blocks: list[int]) -
             size = count * source.layout.layer_bytes_per_token(layer)
             piece, back = bytearray(size), bytearray(size)
             source.read(layer, [1, 5, 6], start, count, memoryview(piece))
-            store.write(layer, blocks, start, count, memoryview(piece))
+            store.write(layer, blocks, start, count, memoryview(piece).toreadonly())
             plain.write(layer, blocks, start, count, memoryview(piece))
             store.read(layer, blocks, start, count, memoryview(back))
             assert back == piece

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import cast
 
 from core.clock import ManualClock
-from core.errors import EngineFault
 from core.messages import Address, Failed, Message, TokenItem, Tokens
 from core.wire import decode, encode
 from mail.outbox import MOST_ITEMS, Outbox
-from mail.peers import Peers
+from mail.peers import MessageSender
 
 WORKER = Address("decode", 1, "tcp://decode")
 GATEWAYS = [Address(f"gateway{index}", 1, f"tcp://gateway{index}") for index in range(2)]
@@ -30,7 +29,7 @@ def item(attempt: str) -> TokenItem:
 
 def test_a_step_sends_each_gateway_one_message() -> None:
     peers, clock = RecordingPeers(), ManualClock()
-    outbox = Outbox(WORKER, cast(Peers, peers), clock)
+    outbox = Outbox(WORKER, cast(MessageSender, peers), clock)
     for index in range(6):
         outbox.tokens(GATEWAYS[index % 2], item(str(index)))
         clock.advance(1.0)
@@ -45,15 +44,15 @@ def test_a_step_sends_each_gateway_one_message() -> None:
 
 def test_a_failure_follows_the_tokens_before_it() -> None:
     peers = RecordingPeers()
-    outbox = Outbox(WORKER, cast(Peers, peers), ManualClock())
+    outbox = Outbox(WORKER, cast(MessageSender, peers), ManualClock())
     outbox.tokens(GATEWAYS[0], item("a"))
-    outbox.failed(GATEWAYS[0], "a", EngineFault("broken"))
+    outbox.failed(GATEWAYS[0], Failed(worker=WORKER, attempt="a", code="engine_fault", message="broken"))
     assert [type(message) for _, message in peers.sent] == [Tokens, Failed]
 
 
 def test_more_sequences_than_a_message_takes_make_several() -> None:
     peers = RecordingPeers()
-    outbox = Outbox(WORKER, cast(Peers, peers), ManualClock())
+    outbox = Outbox(WORKER, cast(MessageSender, peers), ManualClock())
     count = 5 * MOST_ITEMS + 1
     for index in range(count):
         outbox.tokens(GATEWAYS[0], item(str(index)))

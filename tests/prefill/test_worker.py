@@ -1,213 +1,371 @@
-"""The prefill role, one message at a time: grants early, late and never; who is told what; what is freed."""
+"""The prefill role, one message at a time: grants early, late, again and never; blocks that are taken back; who is told what."""
 
 from __future__ import annotations
 
-from typing import cast
+from functools import partial
 
 import msgspec
 import pytest
 
+from core.attempts import Phase
 from core.clock import ManualClock
-from core.errors import LeaseExpired, TransferAborted
-from core.messages import Abandon, Failed, Grant, Handoff, Renew, Tokens
-from engine.decision import Part
+from core.errors import TransferAborted, TransferError
+from core.messages import AttemptState, Failed, Grant, Handoff, Message, Renew, Tokens, Withdrawn
+from engine.admission import AdmissionKind
 from engine.engine import Engine
 from kv_transfer.events import Delivered, SendFailed
-from kv_transfer.sender import KVSender
+from mail.attempt_book import AttemptBook
 from mail.outbox import Outbox
-from mail.peers import Peers
 from prefill.worker import PrefillWorker
-from tests.support.workers import DECODE, GATEWAY, LAYERS, LEASE_S, PREFILL, FakePeers, FakeSender, engine, submission
+from tests.support.workers import (
+    BLOCK_SIZE,
+    DECODE,
+    GATEWAY,
+    LAYERS,
+    LEASE_S,
+    PREFILL,
+    FakePeers,
+    FakeSender,
+    engine,
+    submission,
+)
 
 
 class Rig:
-    """A worker on a simulated engine, with everything around it faked."""
+    """A worker on a simulated engine, with everything around it faked, and a loop's work done by hand."""
 
-    def __init__(self, **config: object) -> None:
+    def __init__(self, num_blocks: int = 64, **config: object) -> None:
         self.clock = ManualClock()
-        self.engine: Engine = engine(self.clock, **config)
+        self.engine: Engine = engine(self.clock, num_blocks, **config)
         self.peers = FakePeers()
         self.sender = FakeSender()
-        peers = cast(Peers, self.peers)
-        self.outbox = Outbox(PREFILL, peers, self.clock)
-        self.worker = PrefillWorker(self.engine, cast(KVSender, self.sender), self.outbox, peers, PREFILL, self.clock, LEASE_S)
+        self.book = AttemptBook(PREFILL, Outbox(PREFILL, self.peers, self.clock), self.peers, self.clock, LEASE_S)
+        self.worker = PrefillWorker(self.engine, self.sender, self.book, self.clock)
+        self.launches = 0
 
-    def step(self) -> None:
-        output = self.engine.step(self.worker.layer_written)
+    def submit(self, attempt: str = "a", **fields: int) -> None:
+        self.worker.submit(submission(attempt, "prefill", **fields))
+
+    def launch(self) -> bool:
+        """Begin a step, and take in what it admitted."""
+        layer_written = partial(self._layer_written, self.launches + 1)
+        launched = self.engine.launch(layer_written)
+        self.launches += launched
+        self.admit()
+        return launched
+
+    def admit(self) -> None:
+        for admission in self.engine.admissions():
+            name = admission.sequence.sequence_id
+            if admission.kind is AdmissionKind.ADMITTED:
+                self.worker.admitted(name)
+            elif admission.kind is AdmissionKind.TAKEN_BACK:
+                self.worker.taken_back(name, self.launches)
+        self.book.flush()
+
+    def collect(self) -> None:
+        self.layers: list[tuple[object, ...]] = []
+        output = self.engine.collect()
+        for written in self.layers:
+            self.worker.layer_written(*written)  # type: ignore[arg-type]
         for token in output.tokens:
             self.worker.drawn(token)
         for sequence, error in output.failed:
             self.worker.failed(sequence, error)
-        self.worker.stepped()
-        self.outbox.flush()
+        self.book.flush()
 
-    def grant(self, attempt: str = "a", first_token: int = 0) -> None:
-        number = 1 + len(self.sender.sessions)
-        self.worker.granted(
-            Grant(attempt=attempt, grant=number, decode=DECODE, kv_endpoint="d:1", first_token=first_token, lease_s=LEASE_S)
+    def step(self) -> None:
+        self.launch()
+        self.collect()
+
+    def _layer_written(self, launch: int, parts: tuple[object, ...], layer: int) -> None:
+        self.layers += [(launch, part, layer, f"fence {launch}.{layer}") for part in parts]
+
+    def grant(self, attempt: str = "a", first_token: int = 0, number: int = 1, answers: int = 99, **fields: object) -> None:
+        grant = Grant(
+            attempt=attempt, grant=number, decode=DECODE, kv_endpoint="d:1", first_token=first_token, lease_s=5.0, answers=answers
         )
+        self.worker.granted(msgspec.structs.replace(grant, **fields))
+
+    def said(self) -> list[tuple[str, Phase]]:
+        """What the decode side was told since it was last asked."""
+        messages = self.peers.take(DECODE)
+        return [(state.attempt, state.phase) for m in messages if isinstance(m, Renew) for state in m.states]
+
+    def handoff(self, attempt: str = "a") -> Handoff:
+        tail = self.sender.sessions[attempt].tail
+        assert tail is not None
+        return msgspec.msgpack.decode(tail, type=Handoff)
 
     def idle(self) -> bool:
-        return self.engine.invariants() == [] and self.worker.attempts == 0
+        return self.engine.invariants() == [] and len(self.book) == 0
 
 
-@pytest.mark.parametrize("when", ["before the submit", "before the step", "between chunks", "after the first token"])
-@pytest.mark.parametrize("first_token", [0, 4])
+def failure(messages: list[Message]) -> str:
+    (failed,) = [message for message in messages if isinstance(message, Failed)]
+    return failed.code
+
+
+@pytest.mark.parametrize("when", ["as it is admitted", "between chunks", "before the first token", "after the first token"])
+@pytest.mark.parametrize("first_token", [0, 4, 10])
 def test_all_kv_is_pushed_whenever_the_grant_comes(when: str, first_token: int) -> None:
     rig = Rig(max_num_batched_tokens=6)
-    if when == "before the submit":
+    rig.submit()
+    rig.launch()
+    if when == "as it is admitted":
         rig.grant(first_token=first_token)
-    rig.worker.submit(submission("a", "prefill", tokens=10))
-    if when == "before the step":
-        rig.grant(first_token=first_token)
-    rig.step()
+    rig.collect()
     if when == "between chunks":
         rig.grant(first_token=first_token)
-    rig.step()
+    rig.launch()
+    if when == "before the first token":
+        rig.grant(first_token=first_token)
+    rig.collect()
     if when == "after the first token":
         rig.grant(first_token=first_token)
     session = rig.sender.sessions["a"]
-    assert session.pushed == {layer: set(range(first_token, 10)) for layer in range(LAYERS)}
+    wanted = set(range(first_token, 10))
+    assert all(session.pushed.get(layer, set()) == wanted for layer in range(LAYERS))
     (tokens,) = rig.peers.take(GATEWAY)
     assert isinstance(tokens, Tokens)
-    assert session.tail is not None
-    handoff = msgspec.msgpack.decode(session.tail, type=Handoff)
-    assert handoff == Handoff(token=tokens.items[0].tokens[0], position=0, tokens=10)
+    assert rig.handoff() == Handoff(token=tokens.items[0].tokens[0], position=0, tokens=10)
     assert not rig.idle()
     rig.worker.delivered(Delivered(attempt="a", kv_bytes=1, transfer_s=0.0))
     assert rig.idle()
 
 
-def test_a_grant_in_the_middle_of_a_step_pushes_at_once_what_is_written() -> None:
+def test_what_is_pushed_goes_with_the_fence_taken_behind_its_writes() -> None:
+    rig = Rig(max_num_batched_tokens=6)
+    rig.submit()
+    rig.step()
+    rig.grant()
+    rig.step()
+    assert rig.sender.sessions["a"].fences == ["fence 1.1", "fence 1.1", "fence 2.0", "fence 2.1"]
+
+
+def test_the_decode_side_is_asked_for_room_once_the_prompt_has_blocks() -> None:
+    rig = Rig(num_blocks=4, prefix_cache=False)
+    rig.submit("a")
+    rig.submit("b")
+    rig.launch()
+    assert rig.said() == [("a", Phase.ADMITTED)]
+
+
+def test_a_grant_to_a_prompt_without_blocks_opens_nothing() -> None:
     rig = Rig()
-    rig.worker.submit(submission("a", "prefill", tokens=10))
-    seen: list[dict[int, set[int]]] = []
-
-    def layer_written(parts: tuple[Part, ...], layer: int) -> None:
-        if layer == 1:
-            rig.worker.granted(
-                Grant(attempt="a", grant=1, decode=DECODE, kv_endpoint="d:1", first_token=0, lease_s=LEASE_S), stepping=True
-            )
-        rig.worker.layer_written(parts, layer)
-        seen.append(dict(rig.sender.sessions["a"].pushed) if rig.sender.sessions else {})
-
-    rig.engine.step(layer_written)
-    assert seen == [{}, {0: set(range(10)), 1: set(range(10))}]
+    rig.submit()
+    rig.grant()
+    assert rig.sender.sessions == {}
+    rig.step()
+    assert rig.said() == [("a", Phase.ADMITTED)]
+    rig.grant()
+    assert rig.handoff().tokens == 10
 
 
-@pytest.mark.parametrize("held", [True, False])
-def test_a_grant_in_the_middle_of_somebody_elses_step_is_not_forgotten(held: bool) -> None:
-    rig = Rig(max_num_seqs=1, prefix_cache=False)
-    rig.worker.submit(submission("a", "prefill", tokens=10))
-    if held:
+def test_a_grant_that_comes_again_changes_nothing() -> None:
+    rig = Rig()
+    rig.submit()
+    rig.step()
+    for number in (1, 1, 2):
+        rig.grant(number=number)
+    assert rig.sender.sessions["a"].grant == 1
+    assert rig.sender.failed == []
+    assert rig.handoff().tokens == 10
+
+
+@pytest.mark.parametrize(
+    "decode",
+    [
+        PREFILL,
+        msgspec.structs.replace(DECODE, incarnation=2),
+        msgspec.structs.replace(DECODE, mailbox="tcp://elsewhere"),
+    ],
+)
+def test_a_grant_of_another_instance_or_incarnation_opens_nothing(decode: object) -> None:
+    rig = Rig()
+    rig.submit()
+    rig.step()
+    rig.grant(decode=decode)
+    assert rig.sender.sessions == {}
+    rig.grant()
+    assert rig.handoff().tokens == 10
+
+
+@pytest.mark.parametrize("first_token", [11, 1 << 40, -1])
+def test_a_grant_from_beyond_the_prompt_on_fails_its_attempt_alone(first_token: int) -> None:
+    rig = Rig()
+    rig.submit("a")
+    rig.submit("b")
+    rig.step()
+    rig.grant("a", first_token=first_token)
+    for event in rig.sender.failed:
+        rig.worker.send_failed(event)
+    assert failure(rig.peers.take(GATEWAY)) == TransferError.code
+    rig.grant("b", number=2)
+    assert rig.handoff("b").tokens == 10
+    assert rig.book.get("a") is None
+
+
+def test_a_number_that_was_used_before_fails_its_attempt_alone() -> None:
+    rig = Rig()
+    for attempt in ("a", "b"):
+        rig.submit(attempt)
+    rig.step()
+    rig.grant("a", number=1)
+    rig.grant("b", number=1)
+    for event in rig.sender.failed:
+        rig.worker.send_failed(event)
+    assert failure(rig.peers.take(GATEWAY)) == TransferError.code
+    assert rig.handoff("a").tokens == 10
+    assert rig.book.get("b") is None
+
+
+def taken_back(rig: Rig, after: int) -> None:
+    """A prompt is admitted, read for `after` steps, and loses its blocks to an older one."""
+    rig.submit("young", tokens=20, ticket=2)
+    for _ in range(after):
         rig.step()
-    rig.worker.submit(submission("b", "prefill", tokens=8))
-    running, granted = ("b", "a") if held else ("a", "b")
-
-    def layer_written(parts: tuple[Part, ...], layer: int) -> None:
-        assert [part.sequence.sequence_id for part in parts] == [running]
-        if layer == 1:
-            rig.worker.granted(
-                Grant(attempt=granted, grant=1, decode=DECODE, kv_endpoint="d:1", first_token=0, lease_s=LEASE_S),
-                stepping=True,
-            )
-        rig.worker.layer_written(parts, layer)
-
-    for token in rig.engine.step(layer_written).tokens:
-        rig.worker.drawn(token)
-    rig.worker.stepped()
-    if not held:
+    if not after:
+        rig.launch()
+    assert rig.said() == [("young", Phase.ADMITTED)]
+    rig.submit("old", tokens=20, ticket=1)
+    if not after:
+        rig.admit()
+        rig.collect()
+    while ("young", Phase.WAITING) not in (said := rig.said()):
         rig.step()
-    assert rig.sender.sessions[granted].tail is not None
+        assert rig.launches < 20, said
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_prompt_that_lost_its_blocks_is_read_again_and_pushed_from_its_new_blocks(after: int) -> None:
+    rig = Rig(num_blocks=7, max_num_batched_tokens=8, prefix_cache=False)
+    taken_back(rig, after)
+    rig.grant("young")
+    assert "young" not in rig.sender.sessions
+    rig.grant("old", number=2)
+    while rig.sender.sessions["old"].tail is None:
+        rig.step()
+    rig.worker.delivered(Delivered(attempt="old", kv_bytes=1, transfer_s=0.0))
+    rig.step()
+    assert rig.said() == [("young", Phase.ADMITTED)]
+    rig.grant("young", number=3)
+    while rig.sender.sessions["young"].tail is None:
+        rig.step()
+    items = [item for m in rig.peers.take(GATEWAY) if isinstance(m, Tokens) for item in m.items if item.attempt == "young"]
+    assert len(items) == 1
+    assert rig.handoff("young").token == items[0].tokens[0]
+    rig.worker.delivered(Delivered(attempt="young", kv_bytes=1, transfer_s=0.0))
+    assert rig.idle()
+
+
+def test_a_grant_for_an_earlier_admission_opens_nothing() -> None:
+    rig = Rig(num_blocks=7, max_num_batched_tokens=8, prefix_cache=False)
+    asked = rig.book.next_number
+    taken_back(rig, 1)
+    rig.book.cancel("old")
+    rig.step()
+    assert rig.said() == [("young", Phase.ADMITTED)]
+    rig.grant("young", answers=asked)
+    assert "young" not in rig.sender.sessions
+    rig.grant("young", answers=rig.book.next_number - 1)
+    assert "young" in rig.sender.sessions
+
+
+def test_what_a_step_still_writes_to_blocks_that_were_taken_back_is_not_pushed() -> None:
+    rig = Rig()
+    rig.submit("a", tokens=2 * BLOCK_SIZE)
+    rig.launch()
+    sequence = rig.engine._sequences["a"]
+    rig.worker.taken_back("a", rig.launches)
+    rig.collect()  # of the step that was under way
+    rig.worker.admitted("a")
+    rig.worker._readings["a"].first = None
+    rig.grant()
+    assert sequence.computed_tokens == 2 * BLOCK_SIZE
+    assert rig.sender.sessions["a"].pushed == {}
+
+
+def test_a_pinned_prompt_keeps_its_blocks() -> None:
+    rig = Rig(num_blocks=7, prefix_cache=False)
+    rig.submit("young", tokens=20, ticket=2)
+    rig.step()
+    rig.grant("young")
+    rig.submit("old", tokens=20, ticket=1)
+    for _ in range(3):
+        rig.step()
+    assert [attempt for attempt, _ in rig.said()] == ["young"]
+    assert rig.sender.sessions["young"].aborted is None
 
 
 def test_kv_from_the_prefix_cache_is_pushed_too() -> None:
     rig = Rig()
-    for attempt in ("a", "b"):
-        rig.worker.submit(submission(attempt, "prefill", tokens=10))
-        rig.grant(attempt)
+    for number, attempt in enumerate(("a", "b")):
+        rig.submit(attempt)
         rig.step()
+        rig.grant(attempt, number=number)
         assert rig.sender.sessions[attempt].tail is not None
         rig.worker.delivered(Delivered(attempt=attempt, kv_bytes=1, transfer_s=0.0))
     assert rig.idle()
 
 
-def test_a_first_token_that_ends_the_request_ends_the_hand_off() -> None:
+@pytest.mark.parametrize("granted", [True, False])
+def test_a_first_token_that_ends_the_request_ends_the_hand_off(granted: bool) -> None:
     rig = Rig()
-    rig.worker.submit(submission("a", "prefill", max_tokens=1))
-    rig.grant()
-    rig.step()
-    assert rig.sender.sessions["a"].aborted is not None
-    assert [type(message) for message in rig.peers.take(DECODE)] == [Abandon]
+    rig.submit(max_tokens=1)
+    rig.launch()
+    if granted:
+        rig.grant()
+    rig.collect()
+    assert (rig.sender.sessions["a"].aborted is not None) if granted else not rig.sender.sessions
+    assert Withdrawn in [type(message) for message in rig.peers.take(DECODE)]
+    (tokens,) = rig.peers.take(GATEWAY)
+    assert isinstance(tokens, Tokens)
+    assert tokens.items[0].finish is not None
     assert rig.idle()
 
 
 def test_a_failed_transfer_is_reported_to_both_sides_and_freed() -> None:
     rig = Rig()
-    rig.worker.submit(submission("a", "prefill"))
+    rig.submit()
+    rig.step()
     rig.grant()
-    rig.step()
-    rig.peers.take(GATEWAY)
     rig.worker.send_failed(SendFailed(attempt="a", error=TransferAborted("the peer is gone")))
-    (failed,) = rig.peers.take(GATEWAY)
-    assert isinstance(failed, Failed)
-    assert failed.code == TransferAborted.code
-    assert [type(message) for message in rig.peers.take(DECODE)] == [Abandon]
+    assert failure(rig.peers.take(GATEWAY)) == TransferAborted.code
+    assert Withdrawn in [type(message) for message in rig.peers.take(DECODE)]
     assert rig.idle()
 
 
-def test_a_silent_decode_side_ends_the_attempt_after_a_lease() -> None:
+def test_a_lost_commit_is_made_up_for_by_the_decode_sides_word() -> None:
     rig = Rig()
-    rig.worker.submit(submission("a", "prefill"))
+    rig.submit()
     rig.step()
-    rig.peers.take(GATEWAY)
-    rig.clock.advance(LEASE_S * 0.9)
-    rig.worker.renewed(Renew(worker=DECODE, attempts=("a",)))
-    rig.clock.advance(LEASE_S * 0.9)
-    rig.worker.tick()
-    assert rig.worker.attempts == 1
-    rig.clock.advance(LEASE_S * 0.2)
-    rig.worker.tick()
-    (failed,) = rig.peers.take(GATEWAY)
-    assert isinstance(failed, Failed)
-    assert failed.code == LeaseExpired.code
+    rig.grant()
+    rig.peers.sent.clear()
+    rig.book.renewed(DECODE, 1, AttemptState("a", Phase.GRANTED))
+    assert len(rig.book) == 1
+    rig.book.renewed(DECODE, 2, AttemptState("a", Phase.RUNNING))
+    assert rig.sender.sessions["a"].ended
+    assert rig.peers.sent == []
     assert rig.idle()
 
 
-def test_the_decode_side_is_told_which_attempts_live_here() -> None:
+@pytest.mark.parametrize("tokens", [199, 0])
+def test_a_refused_submission_tells_gateway_and_decode_side(tokens: int) -> None:
     rig = Rig()
-    rig.worker.submit(submission("a", "prefill"))
-    rig.worker.submit(submission("b", "prefill"))
-    rig.clock.advance(LEASE_S / 2)
-    rig.worker.tick()
-    assert rig.peers.take(DECODE) == [Renew(worker=PREFILL, attempts=("a", "b"))]
-
-
-def test_a_refused_submission_tells_gateway_and_decode_side() -> None:
-    rig = Rig()
-    rig.worker.submit(submission("a", "prefill", tokens=199))
+    rig.submit(tokens=tokens)
     assert [type(message) for message in rig.peers.take(GATEWAY)] == [Failed]
-    assert [type(message) for message in rig.peers.take(DECODE)] == [Abandon]
+    assert [type(message) for message in rig.peers.take(DECODE)] == [Withdrawn]
     assert rig.idle()
-
-
-def test_grants_that_nobody_asked_for_expire() -> None:
-    rig = Rig()
-    rig.grant("stray")
-    rig.clock.advance(LEASE_S * 1.1)
-    rig.worker.tick()
-    rig.worker.submit(submission("stray", "prefill"))
-    rig.step()
-    assert rig.sender.sessions == {}
 
 
 def test_cancel_says_nothing_and_frees() -> None:
     rig = Rig()
-    rig.worker.submit(submission("a", "prefill"))
-    rig.grant()
+    rig.submit()
     rig.step()
+    rig.grant()
     rig.peers.sent.clear()
-    rig.worker.cancel("a")
+    rig.book.cancel("a")
     assert rig.sender.sessions["a"].aborted == "cancelled"
     assert rig.peers.sent == []
     assert rig.idle()

@@ -81,9 +81,7 @@ class Exchange:
 
     def submit(self, job: Job) -> None:
         self.jobs.append(job)
-        job.reading = sequence(
-            job.name, job.prompt, sampling=job.sampling, hold=job.prefill != job.decode, ticket=job.ticket
-        )
+        job.reading = sequence(job.name, job.prompt, sampling=job.sampling, hold=job.prefill != job.decode, ticket=job.ticket)
         self.engines[job.prefill].add(job.reading)
 
     def run(self, max_turns: int = 20_000, patience: int = 200) -> None:

@@ -8,7 +8,19 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from core.messages import Address, Cancel, Failed, Heartbeat, ServedBy, Submit, TokenItem, TokenLogprobs, Tokens
+from core.messages import (
+    Address,
+    Cancel,
+    Failed,
+    Heartbeat,
+    Keep,
+    ServedBy,
+    Submit,
+    TokenItem,
+    TokenLogprobs,
+    Tokens,
+    Wanted,
+)
 from core.request import FinishReason
 from core.sampling import SamplingParams
 from core.tokens import pack_tokens
@@ -23,6 +35,8 @@ class Generation:
     """What arrived for one attempt."""
 
     attempt: str
+    first: int = 0
+    workers: tuple[Address, ...] = ()
     tokens: dict[int, int] = field(default_factory=dict)
     by: dict[int, str] = field(default_factory=dict)
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
@@ -37,6 +51,14 @@ class Generation:
         return [self.tokens[position] for position in sorted(self.tokens)]
 
     @property
+    def position(self) -> int:
+        """The first output position that is missing."""
+        position = self.first
+        while position in self.tokens:
+            position += 1
+        return position
+
+    @property
     def complete(self) -> bool:
         return self.finish is not None and len(self.tokens) >= self.last + 1 - min(self.tokens, default=0)
 
@@ -45,8 +67,12 @@ class Generation:
         return self.complete or bool(self.failures)
 
 
+KEEP_S = 0.1
+
+
 class ScriptedGateway:
-    """Use as a context manager. All waiting is bounded by `timeout_s`."""
+    """Use as a context manager. All waiting is bounded by `timeout_s`. While it waits it tells workers what it still wants,
+    unless `keeps` is False."""
 
     def __init__(self, keys: ClusterKeys, name: str = "gateway") -> None:
         self._door = Door(keys)
@@ -55,7 +81,10 @@ class ScriptedGateway:
         self.address = Address(name, 1, self._mailbox.endpoint)
         self.generations: dict[str, Generation] = {}
         self.heartbeats: dict[str, Heartbeat] = {}
+        self.keeps = True
         self._ids = itertools.count()
+        self._tickets = itertools.count(1)
+        self._kept_s = 0.0
 
     def submit(
         self,
@@ -69,8 +98,9 @@ class ScriptedGateway:
         deadline_s: float = 60.0,
     ) -> str:
         """Send one attempt to a pair, or to `decode` alone when `prefill` is None. Returns its id."""
-        attempt = f"a{next(self._ids)}"
-        self.generations[attempt] = Generation(attempt)
+        attempt, ticket = f"a{next(self._ids)}", next(self._tickets)
+        workers = (decode,) if prefill is None else (decode, prefill)
+        self.generations[attempt] = Generation(attempt, len(delivered or []), workers)
         tokens = pack_tokens(prompt + (delivered or []))
 
         def message(stage: str, peer: Address | None) -> Submit:
@@ -84,6 +114,7 @@ class ScriptedGateway:
                 peer=peer,
                 salt=salt,
                 deadline_s=deadline_s,
+                ticket=ticket,
             )
 
         if prefill is None:
@@ -94,8 +125,19 @@ class ScriptedGateway:
         return attempt
 
     def cancel(self, attempt: str, *workers: Address) -> None:
+        self.generations[attempt].workers = ()
         for worker in workers:
             self.peers.send(worker.mailbox, Cancel(attempt=attempt))
+
+    def keep(self) -> None:
+        """Tell each worker what is still wanted of it."""
+        wanted: dict[Address, list[Wanted]] = {}
+        for generation in self.generations.values():
+            if not generation.ended:
+                for worker in generation.workers:
+                    wanted.setdefault(worker, []).append(Wanted(generation.attempt, generation.position))
+        for worker, listed in wanted.items():
+            self.peers.send(worker.mailbox, Keep(gateway=self.address, wanted=tuple(listed)))
 
     def wait(self, *attempts: str, timeout_s: float = 60.0) -> list[Generation]:
         """Until all of them have ended (all known attempts if none is named)."""
@@ -108,6 +150,9 @@ class ScriptedGateway:
         return wanted
 
     def pump(self, wait_s: float = 0.0) -> None:
+        if self.keeps and time.monotonic() - self._kept_s > KEEP_S:
+            self._kept_s = time.monotonic()
+            self.keep()
         self._mailbox.wait(wait_s)
         while (message := self._mailbox.receive()) is not None:
             match message:

@@ -10,7 +10,7 @@ from core.clock import MonotonicClock
 from core.config import EngineConfig
 from engine.decision import Part
 from engine.engine import Engine
-from engine.sequence import Sequence, Status
+from engine.sequence import Sequence
 from engine.torch_runner import TorchRunner
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
 from kv_transfer.receiver import KVReceiver
@@ -84,8 +84,7 @@ class HandOver:
 
     def _grant(self, number: int, sequence: Sequence) -> None:
         self.writer.reserve(sequence)
-        self.writer.admissions()
-        assert sequence.status is Status.RESERVED
+        assert [admission.sequence for admission in self.writer.admissions()] == [sequence]
         self.receiver.open(
             number, sequence.sequence_id, tuple(sequence.blocks), sequence.cached_tokens, len(sequence.tokens), LEASE_S
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,9 +14,11 @@ from core.layout import KVLayout, LayerShape
 from core.messages import Address, Message, Submit
 from core.sampling import SamplingParams
 from core.tokens import pack_tokens
+from core.wire import decode, encode
 from engine.engine import Engine
 from engine.simulated_runner import SimulatedRunner
 from kv_transfer.events import SendFailed
+from kv_transfer.store import Fence
 from kv_transfer.terms import check_push, check_room, check_tail, check_terms
 
 PREFILL = Address("prefill", 1, "tcp://prefill")
@@ -28,18 +31,53 @@ LEASE_S = 5.0
 
 @dataclass
 class FakePeers:
-    """Remembers what was sent to whom."""
+    """Remembers what was sent to whom. What is for an endpoint in `full` finds no room."""
 
     sent: list[tuple[str, Message]] = field(default_factory=list)
+    full: set[str] = field(default_factory=set)
+    lost: int = 0
 
     def send(self, endpoint: str, message: Message) -> bool:
-        self.sent.append((endpoint, message))
+        if endpoint in self.full:
+            self.lost += 1
+            return False
+        self.sent.append((endpoint, decode(encode(message))))
         return True
+
+    def forget(self, endpoint: str) -> None:
+        pass
+
+    def close(self, linger_s: float = 0.0) -> None:
+        pass
 
     def take(self, to: Address) -> list[Message]:
         taken = [message for endpoint, message in self.sent if endpoint == to.mailbox]
         self.sent = [(endpoint, message) for endpoint, message in self.sent if endpoint != to.mailbox]
         return taken
+
+
+@dataclass
+class FakeMailbox:
+    """Hands out what was put in; `receive` takes `read_s` of the clock's time for each message."""
+
+    clock: ManualClock
+    read_s: float = 0.0
+    messages: deque[Message] = field(default_factory=deque)
+
+    def put(self, *messages: Message) -> None:
+        self.messages.extend(decode(encode(message)) for message in messages)
+
+    def receive(self) -> Message | None:
+        if not self.messages:
+            return None
+        self.clock.advance(self.read_s)
+        return self.messages.popleft()
+
+    def wait(self, timeout_s: float) -> None:
+        raise AssertionError("nobody waits in virtual time")
+
+    def wake(self) -> None:
+        pass
 
 
 LAYOUT = KVLayout.whole(layers=(LayerShape(1, 4, 4),) * LAYERS, dtype="float32", block_size=BLOCK_SIZE)
@@ -55,11 +93,12 @@ class FakeSession:
     first_token: int
     num_tokens: int
     pushed: dict[int, set[int]] = field(default_factory=dict)
+    fences: list[Fence | None] = field(default_factory=list)
     tail: bytes | None = None
     aborted: str | None = None
     ended: bool = False
 
-    def push(self, layer: int, start: int, count: int) -> None:
+    def push(self, layer: int, start: int, count: int, fence: Fence | None = None) -> None:
         if self.ended:
             return
         assert self.tail is None
@@ -68,6 +107,7 @@ class FakeSession:
         if stop > max(start, self.first_token):
             check_room(LAYOUT, len(self.blocks), stop)
         self.pushed.setdefault(layer, set()).update(range(max(start, self.first_token), stop))
+        self.fences.append(fence)
 
     def finish(self, tail: bytes) -> None:
         if self.ended:
@@ -123,8 +163,12 @@ class FakeReceiver:
     """Takes what the real one takes."""
 
     endpoint: str = "127.0.0.1:1"
-    open_grants: dict[int, str] = field(default_factory=dict)
+    grants: dict[int, str] = field(default_factory=dict)
     renewed: list[int] = field(default_factory=list)
+
+    @property
+    def open_grants(self) -> int:
+        return len(self.grants)
 
     def open(
         self,
@@ -139,16 +183,16 @@ class FakeReceiver:
     ) -> None:
         check_terms(grant, first_token, num_tokens, lease_s)
         check_room(LAYOUT, len(blocks), num_tokens)
-        if grant in self.open_grants:
+        if grant in self.grants:
             raise ValueError(f"Got {grant = } but it is open already")
-        self.open_grants[grant] = attempt
+        self.grants[grant] = attempt
 
     def renew(self, grant: int) -> bool:
         self.renewed.append(grant)
-        return grant in self.open_grants
+        return grant in self.grants
 
     def close(self, grant: int, reason: str) -> bool:
-        return self.open_grants.pop(grant, None) is not None
+        return self.grants.pop(grant, None) is not None
 
 
 def engine(clock: ManualClock, num_blocks: int = 64, **config: object) -> Engine:
@@ -164,7 +208,9 @@ def engine(clock: ManualClock, num_blocks: int = 64, **config: object) -> Engine
     return Engine(runner, EngineConfig.model_validate(config), clock)
 
 
-def submission(attempt: str, stage: str, tokens: int = 10, max_tokens: int = 5, deadline_s: float = 100.0) -> Submit:
+def submission(
+    attempt: str, stage: str, tokens: int = 10, max_tokens: int = 5, deadline_s: float = 100.0, ticket: int = 0
+) -> Submit:
     peer = {"prefill": DECODE, "decode": PREFILL, "local": None}[stage]
     return Submit(
         attempt=attempt,
@@ -175,4 +221,5 @@ def submission(attempt: str, stage: str, tokens: int = 10, max_tokens: int = 5, 
         stage=stage,
         peer=peer,
         deadline_s=deadline_s,
+        ticket=ticket,
     )

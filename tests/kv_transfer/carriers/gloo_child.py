@@ -18,7 +18,7 @@ from core.layout import LayerShape
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.carriers import distributed
 from kv_transfer.carriers.distributed import DistributedCarrier
-from kv_transfer.carriers.gloo_pair import GlooPair, Rank
+from kv_transfer.carriers.gloo_pair import GlooPair, Move, Rank
 from kv_transfer.events import Delivered, Received
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
@@ -47,10 +47,10 @@ class Pair(GlooPair):
         super().__init__(connection, key, rank, host)
         self.made = True
 
-    def send(self, data: memoryview, timeout_s: float) -> None:
+    def send(self, data: memoryview) -> Move:
         if self.made and self.phase == "payload":
             stay(self.phase)
-        super().send(data, timeout_s)
+        return super().send(data)
 
     def recv_into(self, out: memoryview, timeout_s: float) -> None:
         if self.made and self.phase == "payload":

@@ -14,7 +14,7 @@ from kv_transfer.byte_store import ByteStore
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
 from kv_transfer.sessions import SendSession
 from kv_transfer.transports.fault import Delay, Drop, Duplicate, Fault, FlipBit, Message, Reorder, Truncate
-from tests.kv_transfer.conformance.ways import Way, Wires, over_all_ways
+from tests.kv_transfer.conformance.ways import Way, Wires, over_all_ways, over_quick_ways
 from tests.kv_transfer.rig import layout
 
 SHAPE = [LayerShape(2, 64, 64)] * 3
@@ -115,7 +115,7 @@ def test_blocks_that_change_hands_never_hold_another_attempts_bytes(way: Way) ->
     assert churn.taken_back > 10
 
 
-@over_all_ways
+@over_quick_ways
 @pytest.mark.parametrize("seed", [1, 2])
 def test_nor_on_a_wire_that_loses_damages_doubles_swaps_and_cuts(way: Way, seed: int) -> None:
     def plan(message: Message) -> Fault | None:

@@ -304,10 +304,10 @@ def test_a_partition_in_one_direction_ends_at_the_leases(way: Way, dialled: bool
 @over_all_ways
 def test_what_was_on_its_way_when_its_blocks_changed_hands_is_not_written(way: Way) -> None:
     """A frame is two seconds late; its lease was 50 ms, and the blocks belong to somebody else since."""
-    late, go_on, clock = threading.Event(), threading.Event(), ManualClock()
+    armed, late, go_on, clock = threading.Event(), threading.Event(), threading.Event(), ManualClock()
 
     def plan(message: Message) -> Fault | None:
-        if message.dialled and message.index == 4:
+        if message.dialled and armed.is_set():
             late.set()
             go_on.wait(20)
         return None
@@ -317,6 +317,7 @@ def test_what_was_on_its_way_when_its_blocks_changed_hands_is_not_written(way: W
         settle(pair)
         session.push(0, 0, 12)
         settle(pair)
+        armed.set()
         session.push(1, 0, 12)
         assert late.wait(20)
         clock.advance(2.0)
@@ -326,8 +327,10 @@ def test_what_was_on_its_way_when_its_blocks_changed_hands_is_not_written(way: W
         for page in (page for pages in pair.target.pages for page in pages):
             page[:] = 0  # the new owner's
         pair.receiver.open(2, "new owner", TARGET_BLOCKS, 0, 12, 30.0)
+        armed.clear()
         go_on.set()
         pair.sent.expect(SendFailed)
         session = pair.sender.begin("new owner", 2, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 4, 30.0)
+        session.push(0, 0, 4)
         pair.sent.expect(SendFailed, 2)  # of other tokens: refused, and by then the late frame has been read
         assert not any(page.any() for pages in pair.target.pages for page in pages)

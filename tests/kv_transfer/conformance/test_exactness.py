@@ -22,12 +22,13 @@ from tests.kv_transfer.conformance.ways import (
     Way,
     assert_same,
     over_all_ways,
+    over_quick_ways,
     push_all,
 )
 from tests.kv_transfer.rig import POISON, filled, layout, poisoned, sequence_bytes, untouched_outside
 
 
-@over_all_ways
+@over_quick_ways
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 9),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import pytest
@@ -19,13 +19,14 @@ from core.clock import Clock, MonotonicClock
 from core.config import TransferConfig
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.carrier import Carrier
+from kv_transfer.carriers import carriers_for
 from kv_transfer.carriers.inline import INLINE
 from kv_transfer.events import OnReceiverEvent, OnSenderEvent
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 from kv_transfer.sessions import SendSession
 from kv_transfer.transport import Transport
-from kv_transfer.transports.fault import FaultPlan, FaultTransport
+from kv_transfer.transports.fault import Fault, FaultPlan, FaultTransport, Message
 from kv_transfer.transports.inproc import InprocTransport
 from kv_transfer.transports.tcp import TcpTransport
 from tests.kv_transfer.conformance.damage import Damage, DamagedCarrier
@@ -33,20 +34,34 @@ from tests.kv_transfer.memory_carrier import MemoryCarrier
 from tests.kv_transfer.rig import SECRET, Pair, connected, sequence_bytes, untouched_outside
 
 LAYERS = 3
+HANDSHAKE = 2  # messages of either side
 SOURCE_BLOCKS, TARGET_BLOCKS = [6, 1, 9], [30, 4, 2]
 
 
 @dataclass(frozen=True)
 class Way:
-    """`streams` makes the transport that both sides share, `carriers` what both sides allow, anew for each test."""
+    """`streams` makes the transport that both sides share, `carriers` what both sides allow, anew for each test. Each side's end
+    of the carrier sends `opening` messages between the handshake and the first frame; plans neither see nor count them. A `slow`
+    way takes a second or so for each connection: of a matrix of faults it sees one row."""
 
     name: str
     streams: Callable[[], Transport] = InprocTransport
     carriers: Callable[[], Sequence[Carrier]] = lambda: INLINE
+    slow: bool = False
+    opening: int = 0
 
     def wires(self, plan: FaultPlan | None = None, sleep: Callable[[float], None] = time.sleep) -> Wires:
         streams = self.streams()
-        return Wires(streams if plan is None else FaultTransport(streams, plan, sleep), self.carriers())
+        return Wires(streams if plan is None else FaultTransport(streams, self._of_frames(plan), sleep), self.carriers())
+
+    def _of_frames(self, plan: FaultPlan) -> FaultPlan:
+        def of_frames(message: Message) -> Fault | None:
+            if message.index < HANDSHAKE:
+                return plan(message)
+            index = message.index - self.opening
+            return plan(replace(message, index=index)) if index >= HANDSHAKE else None
+
+        return of_frames
 
     def connected(
         self,
@@ -82,12 +97,16 @@ WAYS = [
     Way("tcp", TcpTransport),
     Way("tcp-small-buffers", lambda: TcpTransport(buffer_bytes=1 << 16)),
     Way("beside-the-stream", carriers=lambda: [MemoryCarrier()]),
+    Way("shm", TcpTransport, lambda: carriers_for("shm")),
+    Way("gloo", TcpTransport, lambda: carriers_for("distributed"), slow=True, opening=1),
 ]
 # What `transfer.transport` may force, between real processes.
 TRANSPORTS = [name for name in get_args(TransferConfig.model_fields["transport"].annotation) if name != "auto"]
 
 over_all_transports = pytest.mark.parametrize("transport", TRANSPORTS)
 over_all_ways = pytest.mark.parametrize("way", WAYS, ids=[way.name for way in WAYS])
+QUICK = [way for way in WAYS if not way.slow]
+over_quick_ways = pytest.mark.parametrize("way", QUICK, ids=[way.name for way in QUICK])
 
 
 # --- what the tests say often -----------------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import xxhash
+
 from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, TransferError
 from kv_transfer.events import Delivered, OnReceiverEvent, OnSenderEvent, SendFailed
-from kv_transfer.frames import Begin, Finish, Header, Kind, check_payload, parse_header, unpack_body
+from kv_transfer.frames import HEADER_BYTES, Begin, Finish, Header, Kind, check_payload, parse_header, unpack_body
 from kv_transfer.grants import GrantTable
 from kv_transfer.inbound import GrantEnded
-from kv_transfer.outbound import Outbound, Piece
+from kv_transfer.outbound import Outbound
 from kv_transfer.store import KVStore
 from tests.support.virtual.timeline import Timeline
 
@@ -200,18 +202,20 @@ class VirtualSession:
     def advance(self) -> None:
         """Put what can leave on the wire."""
         outbound, sender = self.outbound, self._sender
-        while outbound is not None and not self.ended and outbound.has_next():
-            frame = outbound.next_frame()
-            piece = frame if isinstance(frame, Piece) else None
-            if piece is not None:
-                kind, payload = Kind.DATA, bytearray(piece.count * sender.store.layout.layer_bytes_per_token(piece.layer))
-                sender.store.read(piece.layer, outbound.blocks, piece.start, piece.count, memoryview(payload))
-            else:
-                assert not isinstance(frame, Piece)
-                kind, payload = frame[0], bytearray(frame[1])
-            packed = outbound.stamp(kind, bytes(payload), SEED, piece)
+        if outbound is None or self.ended:
+            return
+        begin = outbound.take_begin(SEED)
+        if begin is not None:
+            self._carry(begin[:HEADER_BYTES], begin[HEADER_BYTES:])
+        while not self.ended and (piece := outbound.take_piece()) is not None:
+            payload = bytearray(piece.count * sender.store.layout.layer_bytes_per_token(piece.layer))
+            sender.store.read(piece.layer, outbound.blocks, piece.start, piece.count, memoryview(payload))
+            digest = xxhash.xxh3_64_intdigest(payload, SEED)
+            self._carry(outbound.stamp_piece(piece, len(payload), digest, SEED), bytes(payload))
             sender.fabric.kv_bytes += len(payload)
-            self._carry(sender.occupy(len(payload)), packed, bytes(payload))
+        finish = outbound.take_finish(SEED)
+        if finish is not None:
+            self._carry(finish[:HEADER_BYTES], finish[HEADER_BYTES:])
 
     def fail(self, error: TransferError) -> None:
         if not self.ended:
@@ -247,7 +251,7 @@ class VirtualSession:
             return
         self.advance()
 
-    def _carry(self, due_s: float, packed: bytes, payload: bytes) -> None:
+    def _carry(self, packed: bytes, payload: bytes) -> None:
         def arrive() -> None:
             receiver = self._sender.fabric.receivers.get(self._endpoint)
             if receiver is None:
@@ -255,7 +259,7 @@ class VirtualSession:
             else:
                 receiver.take(self, packed, payload)
 
-        self._sender.fabric.timeline.at(due_s, arrive)
+        self._sender.fabric.timeline.at(self._sender.occupy(len(payload)), arrive)
 
     def _send_abort(self) -> None:
         def arrive() -> None:

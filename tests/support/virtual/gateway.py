@@ -1,15 +1,16 @@
-"""A gateway in virtual time: the real policy and cluster state, and the rules of delivery, retry and `Keep`, without HTTP."""
+"""A gateway in virtual time: the real policy, cluster state, readers and routes, and the rules of retry, without HTTP."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from core.errors import HetServeError, Overloaded, WorkerLost, from_wire
-from core.messages import Address, Cancel, Failed, Heartbeat, Keep, Submit, TokenItem, Tokens, Wanted
+from core.errors import HetServeError, Overloaded, TransferError, Unavailable, WorkerLost, from_wire
+from core.messages import Address, Cancel, Failed, Heartbeat, Submit, TokenItem, Tokens
 from core.request import Request
 from core.tokens import pack_tokens
+from gateway.reader import TextOptions, TokenReader
+from gateway.routes import Route, Routes
 from router.policy import NOBODY, Assignment, RoutingPolicy
 from router.state import ClusterState, InstanceKey
 from tests.support.virtual.post import Post
@@ -26,21 +27,25 @@ class Stream:
     request: Request
     ticket: int
     submitted_s: float
+    reader: TokenReader
     tokens: list[int] = field(default_factory=list)
-    early: dict[int, TokenItem] = field(default_factory=dict)
     attempt: str | None = None
     assignment: Assignment | None = None
     attempts: int = 0
+    attempt_tokens: int = 0
     failures: int = 0
-    decoding: bool = False
     progressed_s: float = 0.0
-    ended_s: float | None = None
+    longest_silence_s: float = 0.0
     finish: str | None = None
     error: HetServeError | None = None
 
     @property
     def ended(self) -> bool:
         return self.finish is not None or self.error is not None
+
+    def progress(self, now_s: float) -> None:
+        self.longest_silence_s = max(self.longest_silence_s, now_s - self.progressed_s)
+        self.progressed_s = now_s
 
 
 class VirtualGateway:
@@ -68,9 +73,10 @@ class VirtualGateway:
         self._mailbox = post.open(self.address.mailbox)
         self._mailbox.on_arrival = self._read
         self._by_attempt: dict[str, Stream] = {}
-        self._tickets = itertools.count(1)
+        self._newest_ticket = 0
         self._dead = False
-        self._every(lease_s / 3, self._keep)
+        self._routes = Routes(self.address, lease_s, timeline.now())
+        self._every(self._routes.tick_s, self._keep)
         self._every(SWEEP_S, self._sweep)
 
     @property
@@ -79,7 +85,9 @@ class VirtualGateway:
 
     def submit(self, request: Request) -> Stream:
         now_s = self._timeline.now()
-        stream = Stream(request, next(self._tickets), now_s, progressed_s=now_s)
+        reader = TokenReader(request.prompt, TextOptions(decode=lambda ids: ""))
+        self._newest_ticket += 1
+        stream = Stream(request, self._newest_ticket, now_s, reader, progressed_s=now_s)
         self.streams.append(stream)
         self._launch(stream, NOBODY)
         return stream
@@ -102,11 +110,13 @@ class VirtualGateway:
             self._timeline.after(RETRY_S, lambda: self._launch(stream, NOBODY))
             return
         stream.attempts += 1
-        stream.assignment, stream.decoding = found, found.prefill is None
-        stream.early.clear()
+        stream.attempt_tokens = 0
+        stream.assignment = found
+        stream.reader.forget_early()
         attempt = stream.attempt = f"{stream.request.request_id}-{stream.attempts}"
         self._by_attempt[attempt] = stream
-        decode = found.decode.address
+        decode, prefill = found.decode.address, None if found.prefill is None else found.prefill.address
+        self._routes.open(attempt, Route(stream.reader, decode, prefill, self._timeline.now(), stream.reader.next_position))
         tokens = len(stream.request.prompt) + len(stream.tokens)
         if found.prefill is None:
             self.state.assigned(found.decode.key, self._timeline.now(), tokens, 1, tokens)
@@ -138,6 +148,7 @@ class VirtualGateway:
             if self._dead:
                 continue
             if isinstance(message, Heartbeat):
+                self._newest_ticket = max(self._newest_ticket, message.load.newest_ticket)
                 replaced = self.state.observe(message, self._timeline.now())
                 if replaced is not None:
                     self._lost(replaced)
@@ -148,34 +159,35 @@ class VirtualGateway:
                 self._failed(message)
 
     def _take(self, worker: Address, item: TokenItem) -> None:
-        stream = self._by_attempt.get(item.attempt)
-        if stream is None or not self._serves(stream, worker):
+        route = self._routes.find(item.attempt, worker)
+        if route is None:
             return
-        assert stream.assignment is not None
-        if worker == stream.assignment.decode.address:
-            stream.decoding = True
-        stream.early[item.position] = item
-        while not stream.ended:
-            ready = [at for at, early in stream.early.items() if at <= len(stream.tokens) <= at + len(early.tokens)]
-            if not ready:
-                return
-            early = stream.early.pop(ready[0])
-            fresh = early.tokens[len(stream.tokens) - ready[0] :]
-            if fresh or early.finish:
-                stream.progressed_s = self._timeline.now()
-            stream.tokens += fresh
-            if early.finish is not None:
-                self._forget(stream)
-                self._end(stream, finish=early.finish.value)
+        stream, now_s = self._by_attempt[item.attempt], self._timeline.now()
+        delta = stream.reader.take((worker.name, worker.incarnation), item)
+        self._routes.took(item.attempt, delta, now_s)
+        if delta is None:
+            return
+        stream.progress(now_s)
+        stream.tokens += delta.tokens
+        stream.attempt_tokens += len(delta.tokens)
+        if delta.finish is not None:
+            self._forget(stream)
+            self._end(stream, finish=delta.finish.value)
 
     def _failed(self, message: Failed) -> None:
-        stream = self._by_attempt.get(message.attempt)
-        if stream is None or not self._serves(stream, message.worker):
-            return
-        assert stream.assignment is not None
-        if stream.decoding and stream.assignment.prefill is not None and message.worker == stream.assignment.prefill.address:
-            return
-        self._attempt_failed(stream, from_wire(message.code, message.message))
+        route = self._routes.find(message.attempt, message.worker)
+        if route is not None and not (route.decoding and message.worker == route.prefill):
+            stream, error = self._by_attempt[message.attempt], from_wire(message.code, message.message)
+            if type(error) is Unavailable and not stream.attempt_tokens:
+                self._refused(stream, (message.worker.name, message.worker.incarnation))
+            else:
+                self._attempt_failed(stream, error)
+
+    def _refused(self, stream: Stream, worker: InstanceKey) -> None:
+        """It takes no such work any more, and said so before it did any: that costs the request nothing but time."""
+        self.state.refused(worker)
+        self._stop_attempt(stream)
+        self._timeline.after(0.0, lambda: self._launch(stream, NOBODY))
 
     def _attempt_failed(self, stream: Stream, error: HetServeError) -> None:
         self._stop_attempt(stream)
@@ -184,10 +196,6 @@ class VirtualGateway:
             self._end(stream, error=error)
         else:
             self._timeline.after(RETRY_S if isinstance(error, Overloaded) else 0.0, lambda: self._launch(stream, NOBODY))
-
-    def _serves(self, stream: Stream, worker: Address) -> bool:
-        found = stream.assignment
-        return found is not None and worker in [item.address for item in (found.decode, found.prefill) if item is not None]
 
     def _stop_attempt(self, stream: Stream) -> None:
         found, attempt = stream.assignment, stream.attempt
@@ -200,29 +208,27 @@ class VirtualGateway:
     def _forget(self, stream: Stream) -> None:
         if stream.attempt is not None:
             self._by_attempt.pop(stream.attempt, None)
+            self._routes.drop(stream.attempt)
         stream.attempt = stream.assignment = None
 
     def _end(self, stream: Stream, *, finish: str | None = None, error: HetServeError | None = None) -> None:
-        stream.finish, stream.error, stream.ended_s = finish, error, self._timeline.now()
+        stream.progress(self._timeline.now())
+        stream.finish, stream.error = finish, error
 
     def _lost(self, key: InstanceKey) -> None:
-        for stream in list(self._by_attempt.values()):
+        for attempt, stream in list(self._by_attempt.items()):
             found = stream.assignment
-            if found is None:
-                continue
-            if key == found.decode.key or (found.prefill is not None and key == found.prefill.key and not stream.decoding):
+            assert found is not None
+            route = self._routes.find(attempt, found.decode.address)
+            reading = found.prefill is not None and not (route is not None and route.decoding)
+            if key == found.decode.key or (found.prefill is not None and reading and key == found.prefill.key):
                 self._attempt_failed(stream, WorkerLost(f"{key[0]} is gone"))
 
     def _keep(self) -> None:
-        wanted: dict[Address, list[Wanted]] = {}
-        for attempt, stream in self._by_attempt.items():
-            found = stream.assignment
-            assert found is not None
-            wanted.setdefault(found.decode.address, []).append(Wanted(attempt, len(stream.tokens)))
-            if found.prefill is not None and not stream.decoding:
-                wanted.setdefault(found.prefill.address, []).append(Wanted(attempt, len(stream.tokens)))
-        for worker, items in wanted.items():
-            self._peers.send(worker.mailbox, Keep(gateway=self.address, wanted=tuple(items)))
+        for worker, keep in self._routes.keeps(self._timeline.now()):
+            self._peers.send(worker.mailbox, keep)
+        for attempt in self._routes.lost(self._timeline.now()):
+            self._attempt_failed(self._by_attempt[attempt], TransferError("tokens were lost on the way from the worker"))
 
     def _sweep(self) -> None:
         for key in self.state.sweep(self._timeline.now()):

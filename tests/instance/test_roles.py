@@ -1,0 +1,140 @@
+"""Instances change their roles while they serve: what is there goes on, what comes too late is refused at once and tried
+elsewhere, and no stream notices."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from core.config import Role
+from core.errors import Unavailable
+from core.messages import Address
+from core.sampling import SamplingParams
+from mail.keys import ClusterKeys
+from tests.support.gateway import ScriptedGateway
+from tests.support.instances import Instances, simulated_config
+
+KEYS = ClusterKeys.generate()
+PROMPTS = [[(7 * i + 3 * j) % 1000 for j in range(20 + 9 * i)] for i in range(8)]
+FLIPS = [
+    (Role.PREFILL, Role.DECODE, Role.DECODE),
+    (Role.DECODE, Role.PREFILL, Role.DECODE),
+    (Role.MIXED, Role.DECODE, Role.PREFILL),
+    (Role.DECODE, Role.MIXED, Role.MIXED),
+]
+
+
+@dataclass
+class Wish:
+    """A stream as its client sees it, whatever attempts it takes."""
+
+    prompt: list[int]
+    sampling: SamplingParams
+    attempt: str = ""
+    output: list[int] = field(default_factory=list)
+    retries: int = 0
+
+
+class Flips:
+    """Keeps streams going over instances whose roles change, as a gateway does: by the roles that it believes in."""
+
+    def __init__(self, gateway: ScriptedGateway, instances: Instances, tokens: int) -> None:
+        self.gateway = gateway
+        self.instances = instances
+        self.tokens = tokens
+        self.roles = dict.fromkeys(instances.addresses, Role.MIXED)
+        self.done: list[Wish] = []
+        self._seeds = itertools.count()
+        self._turn = itertools.count()
+
+    def flip(self, roles: tuple[Role, ...]) -> None:
+        for address, role in zip(self.instances.addresses, roles, strict=True):
+            self.instances.running[address.name].set_role(role)
+
+    def learn(self) -> None:
+        for address in self.roles:
+            beat = self.gateway.heartbeats.get(address.name)
+            if beat is not None:
+                self.roles[address] = Role(beat.role)
+
+    def serve(self, wish: Wish) -> None:
+        turn = next(self._turn)
+        readers = [address for address, role in self.roles.items() if role is not Role.DECODE]
+        writers = [address for address, role in self.roles.items() if role is not Role.PREFILL]
+        decode: Address = writers[turn % len(writers)]
+        prefill = next((address for address in readers[turn % len(readers) :] if address != decode), None) if readers else None
+        wish.attempt = self.gateway.submit(
+            wish.prompt, wish.sampling, prefill=prefill, decode=decode, delivered=list(wish.output)
+        )
+
+    def wishes(self, count: int) -> list[Wish]:
+        made = [
+            Wish(PROMPTS[seed % len(PROMPTS)], SamplingParams(max_tokens=self.tokens, seed=seed))
+            for seed in itertools.islice(self._seeds, count)
+        ]
+        for wish in made:
+            self.serve(wish)
+        return made
+
+    def look(self, wish: Wish) -> bool:
+        """Whether it is done. A refusal is tried elsewhere, with what was delivered."""
+        generation = self.gateway.generations[wish.attempt]
+        if generation.complete:
+            wish.output += generation.output
+            self.done.append(wish)
+            return True
+        if generation.failures:
+            assert {failure.code for failure in generation.failures} == {Unavailable.code}, generation
+            wish.output += [generation.tokens[at] for at in range(generation.first, generation.position)]
+            wish.retries += 1
+            assert wish.retries < 50
+            self.gateway.cancel(wish.attempt, *generation.workers)
+            self.serve(wish)
+        return False
+
+
+def flip_under_streams(folder: Path, *, streams: int, flips: int, period_s: float, tokens: int) -> Flips:
+    config = simulated_config(folder, "mixed", "mixed", "mixed", health={"heartbeat_s": 0.02}, cost={"step_s": 2e-3})
+    with ScriptedGateway(KEYS) as gateway, Instances(config, [gateway.address], keys=KEYS) as instances:
+        show = Flips(gateway, instances, tokens)
+        wishes = show.wishes(streams)
+        for index in range(flips):
+            show.flip(FLIPS[index % len(FLIPS)])
+            until_s = time.monotonic() + period_s
+            while time.monotonic() < until_s:
+                gateway.pump(0.005)
+                show.learn()
+                wishes = [wish for wish in wishes if not show.look(wish)]
+                wishes += show.wishes(streams - len(wishes))
+        until_s = time.monotonic() + 60
+        while wishes and time.monotonic() < until_s:
+            gateway.pump(0.005)
+            show.learn()
+            wishes = [wish for wish in wishes if not show.look(wish)]
+        assert wishes == []
+        assert instances.settled() == []
+        address = instances.addresses[0]
+        instances.running[address.name].set_role(Role.MIXED)
+        for wish in show.done:
+            alone = gateway.submit(wish.prompt, wish.sampling, prefill=None, decode=address)
+            wish.attempt = alone
+        for wish in show.done:
+            (expected,) = gateway.wait(wish.attempt)
+            assert wish.output == expected.output
+    return show
+
+
+def test_no_stream_notices_that_instances_change_their_roles(tmp_path: Path) -> None:
+    show = flip_under_streams(tmp_path, streams=8, flips=8, period_s=0.3, tokens=60)
+    assert len(show.done) > 8
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_no_stream_of_64_notices_a_minute_of_flips(tmp_path: Path) -> None:
+    show = flip_under_streams(tmp_path, streams=64, flips=12, period_s=5.0, tokens=400)
+    assert len(show.done) > 64
