@@ -139,7 +139,7 @@ class PrefillWorker:
     def layer_written(self, launch: int, part: Part, layer: int, fence: Fence | None) -> None:
         """A step under way, the `launch`-th, has written one layer of a part of a prompt: push it while later layers compute."""
         reading = self._readings.get(part.sequence.sequence_id)
-        if reading is None or reading.sequence is not part.sequence:
+        if reading is None or reading.sequence is not part.sequence or launch <= reading.void:
             return
         # What the prefix cache supplied was written by earlier steps, so it too lies before this fence.
         start, stop = reading.written[layer], part.start + part.count

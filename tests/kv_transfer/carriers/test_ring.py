@@ -128,16 +128,17 @@ def test_word_about_payloads_that_were_not_under_way_is_refused(done: int) -> No
     ("number", "slot", "words"),
     [
         (0, 2, "again"),  # repeated
-        (1, 2, "again"),  # late
-        (3, 4, "slot 4"),  # no such slot
-        (3, 1, "slot 1"),  # being read
+        (2, 2, "late"),
+        (4, 2, "again"),
+        (5, 4, "slot 4"),  # no such slot
+        (5, 1, "slot 1"),  # being read
     ],
 )
 def test_a_payload_that_is_not_the_next_or_not_where_the_sender_may_fill_is_refused(number: int, slot: int, words: str) -> None:
     consumer = ConsumerSlots(4, 2)
     consumer.take(0, 0)
-    consumer.take(2, 1)  # 1 was lost on the way
+    consumer.take(4, 1)  # those between were lost on the way
     consumer.release()
     with pytest.raises(CorruptTransfer, match=words):
         consumer.take(number, slot)
-    consumer.take(3, 0)
+    consumer.take(5, 0)

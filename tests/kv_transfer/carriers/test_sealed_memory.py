@@ -142,9 +142,13 @@ def test_an_address_is_numbers_and_a_token(wrong: tuple[object, ...]) -> None:
         PeerMemory(msgspec.msgpack.encode(wrong), SIZE)
 
 
-def test_touching_every_page_leaves_the_bytes_alone() -> None:
+def test_touching_puts_every_page_in_place_and_leaves_the_bytes_alone() -> None:
     mine = OwnMemory(SIZE)
-    mine.view[:] = bytes(range(256)) * (SIZE // 256)
+    mine.view[: mmap.PAGESIZE] = bytes(range(256)) * (mmap.PAGESIZE // 256)
+    mine.touch()
+    assert mine._descriptor is not None
+    assert os.fstat(mine._descriptor).st_blocks * 512 == HEAD_BYTES + SIZE
+    mine.view[mmap.PAGESIZE :] = bytes(range(256)) * (SIZE // 256 - mmap.PAGESIZE // 256)
     mine.touch()
     assert bytes(mine.view) == bytes(range(256)) * (SIZE // 256)
     mine.close_file()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 import msgspec
+import psutil
 import pytest
 
 from core.clock import ManualClock
@@ -107,7 +108,7 @@ def test_as_many_are_under_way_as_there_are_slots_then_the_sender_waits_for_a_no
     for turn in range(SLOTS):
         ends.send(bytes([turn]) * PIECE)
     got = threading.Event()
-    waiting = threading.Thread(target=lambda: (ends.outgoing.room(1), got.set()))
+    waiting = threading.Thread(target=lambda: (ends.outgoing.room(1), got.set()), daemon=True)
     waiting.start()
     for turn in range(NOTE_EVERY):
         assert not got.is_set()
@@ -120,6 +121,18 @@ def test_as_many_are_under_way_as_there_are_slots_then_the_sender_waits_for_a_no
     waiting.join(20)
     assert got.is_set()
     assert bytes(ends.take(PIECE)) == bytes([NOTE_EVERY]) * PIECE  # what was not yet taken is untouched
+
+
+def test_a_room_given_back_wakes_who_waits_for_one(ends: Ends) -> None:
+    for _ in range(SLOTS - 1):
+        ends.send(b"x")
+    held = ends.outgoing.room(1)
+    got = threading.Event()
+    waiting = threading.Thread(target=lambda: (ends.outgoing.room(1), got.set()), daemon=True)
+    waiting.start()
+    assert not got.wait(0.05)  # it waits by now, or will find the room at once
+    ends.outgoing.discard(held)
+    assert got.wait(20)
 
 
 def test_two_rooms_and_two_payloads_may_be_held_at_a_time(ends: Ends) -> None:
@@ -153,7 +166,7 @@ def test_close_wakes_who_waits_for_room(ends: Ends, held: int) -> None:
         except TransferError as error:
             raised.append(error)
 
-    waiting = threading.Thread(target=wait)
+    waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
     ends.outgoing.close()
     waiting.join(20)
@@ -252,6 +265,22 @@ def test_a_receiver_that_only_claims_to_have_found_the_memory_is_not_believed() 
     far.close()
 
 
+def test_a_host_without_memory_to_share_costs_the_connection_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with connected(carriers=carriers_for("auto")) as pair:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "posix_fallocate", full)
+            pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0)
+            (failed,) = pair.sent.expect(SendFailed)
+        assert "no memory to share" in str(failed.error)
+        pair.receiver.open(2, "b", TARGET_BLOCKS, 0, 12, 30.0)
+        pair.sender.begin("b", 2, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0).push(0, 0, 12)
+        while not (pair.target.pages[0][0][TARGET_BLOCKS] == pair.source.pages[0][0][SOURCE_BLOCKS]).all():
+            threading.Event().wait(0.001)
+
+
 def test_sides_whose_pieces_differ_share_no_memory() -> None:
     offer = SharedMemoryCarrier().offer(PIECE)
     with pytest.raises(CarrierUnavailable, match="Got a memory of"):
@@ -324,7 +353,7 @@ def test_auto_prefers_shared_memory_and_forced_is_forced() -> None:
 
 def test_a_pair_on_one_host_takes_shared_memory_and_gives_it_back(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "kv_transfer")
-    before = mapped()
+    before, open_files = mapped(), psutil.Process().num_fds()
     with connected(carriers=carriers_for("auto")) as pair:
         pair.receiver.open(1, "a", TARGET_BLOCKS, 0, 12, 30.0)
         session = pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0)
@@ -338,11 +367,12 @@ def test_a_pair_on_one_host_takes_shared_memory_and_gives_it_back(caplog: pytest
     assert "goes by shm" in caplog.text
     assert "comes by shm" in caplog.text
     assert mapped() == before
+    assert psutil.Process().num_fds() == open_files
 
 
 def test_a_pair_that_shares_no_memory_falls_back_and_both_sides_say_why(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "kv_transfer")
-    before = mapped()
+    before, open_files = mapped(), psutil.Process().num_fds()
     with connected(carriers=[Elsewhere(), *INLINE], listening_carriers=carriers_for("auto")) as pair:
         pair.receiver.open(1, "a", TARGET_BLOCKS, 0, 12, 30.0)
         session = pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0)
@@ -351,6 +381,7 @@ def test_a_pair_that_shares_no_memory_falls_back_and_both_sides_say_why(caplog: 
         session.finish(b"")
         pair.received.expect(Received)
         assert mapped() == before
+    assert psutil.Process().num_fds() == open_files
     why = r"(shm: the sender's memory is not within reach: No such file or directory)"
     assert f"goes by inline {why}" in caplog.text
     assert f"comes by inline {why}" in caplog.text
