@@ -191,23 +191,18 @@ def test_whoever_grows_takes_the_blocks_of_a_younger_prompt_that_no_engine_has_r
     assert it.check() == []
 
 
-def test_whoever_grows_gives_way_to_an_older_prompt_and_to_a_pinned_one() -> None:
-    for ticket, pinned in ((1, False), (3, True)):
-        it = scheduler(4, max_num_batched_tokens=9)
-        decoding, holding = prompt("decoding", 4, ticket=2), prompt("holding", 12, hold=True, ticket=ticket)
-        it.add(decoding)
-        apply(it.schedule())
-        it.remove(decoding)
-        decoding = prompt("decoding", 4, ticket=2)
-        it.add(decoding)
-        it.add(holding)
-        apply(it.schedule())
-        apply(it.schedule()) if not decoding.output_tokens else None
-        holding.pinned = pinned
-        plan = apply(it.schedule())
-        assert plan.preempted == (decoding,)
-        assert [name for name, *_ in shape(plan)] == ["holding"]
-        assert it.check() == []
+@pytest.mark.parametrize(("ticket", "pinned"), [(1, False), (3, True)])
+def test_whoever_grows_gives_way_to_an_older_prompt_and_to_a_pinned_one(ticket: int, pinned: bool) -> None:
+    it = scheduler(4)
+    decoding, holding = prompt("decoding", 4, ticket=2), prompt("holding", 12, hold=True, ticket=ticket)
+    it.add(decoding)
+    it.add(holding)
+    apply(it.schedule())
+    it.hold(holding)
+    holding.pinned = pinned
+    assert it.schedule() is None
+    assert (decoding.status, decoding.preemptions, holding.status) == (Status.WAITING, 1, Status.HELD)
+    assert it.check() == []
 
 
 def test_a_holding_prompt_owns_all_its_blocks_from_its_first_chunk() -> None:
