@@ -35,7 +35,7 @@ def test_a_prefill_and_a_decode_engine_on_one_gpu_give_generates_tokens(cuda, tm
 @pytest.mark.parametrize("steps_ahead", [0, 2])
 def test_steps_launched_ahead_change_no_token_under_preemption_stops_and_penalties(cuda, tmp_path, prompts, steps_ahead):
     folder = make_model(tmp_path / "m", "llama")
-    config = EngineConfig(attention="sdpa", max_num_batched_tokens=64, kv_bytes=40 * 16 * 512, block_size=16)
+    config = EngineConfig(attention="sdpa", max_num_batched_tokens=64, kv_bytes=40 * 16 * 512, block_size=16, headroom_tokens=0)
     outcomes = []
     for ahead in (1, steps_ahead):
         runner = TorchRunner.load(folder, config, dtype="float32", device=cuda)
