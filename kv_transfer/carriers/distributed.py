@@ -28,12 +28,13 @@ from core.errors import ProtocolError, TransferError
 from core.wire import unpack_bounded
 from kv_transfer.carrier import CarrierUnavailable, Tell
 from kv_transfer.carriers.buffers import BUFFERS, Buffers
-from kv_transfer.carriers.gloo_pair import GlooPair, Move, Rank
+from kv_transfer.carriers.gloo_pair import GlooPair, Move
+from kv_transfer.carriers.gloo_rendezvous import Rank
 from kv_transfer.frames import Header
 from kv_transfer.transport import Buffer, Connection
 
 SETUP_TIMEOUT_S = 5.0
-PAYLOAD_TIMEOUT_S = 30.0  # for one piece; a peer that hangs is the leases' business long before
+PAYLOAD_TIMEOUT_S = 10.0  # for one piece; a peer that hangs is the leases' business before
 
 _NONCE_BYTES = 32
 _COUNT = struct.Struct("<Q")
@@ -140,14 +141,14 @@ class DistributedOutgoing:
             else:
                 move, whole = self._leaving.popleft()
         if move is not None:
-            move.wait(PAYLOAD_TIMEOUT_S)
+            move.wait()
         return whole[:size]
 
     def ship(self, head: Sequence[Buffer], payload: memoryview, tail: Sequence[Buffer] = ()) -> None:
         try:
             self._connection.send([*head, _COUNT.pack(self._shipped), *tail])
             self._shipped += 1
-            move = self._pair.send(payload)
+            move = self._pair.send(payload, PAYLOAD_TIMEOUT_S)
         except TransferError:
             self.discard(payload)
             raise
@@ -169,8 +170,6 @@ class DistributedOutgoing:
             self._closed = True
             self._changed.notify_all()
         self._pair.close()
-        with self._changed:
-            self._leaving.clear()  # gloo lives as long as they do
 
 
 class DistributedIncoming:
@@ -189,7 +188,7 @@ class DistributedIncoming:
         self._taken += 1
         payload = self._buffers.take(header.length)
         try:
-            self._pair.recv_into(payload, PAYLOAD_TIMEOUT_S)
+            self._pair.receive(payload, PAYLOAD_TIMEOUT_S).wait()
         except TransferError:
             self._buffers.give(payload)
             raise

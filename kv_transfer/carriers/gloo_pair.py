@@ -5,9 +5,17 @@ of each other, for which a job would ask a TCPStore, travel over the connection 
 port listens for them; what listens is one gloo socket on the configured host. It takes whoever comes first, so a pair is used
 only once each side has proved over it that it is the other end of the connection.
 
-What ends a blocked operation, tried with torch 2.13: the peer's end of the socket closing; its own time limit; and *another*
-operation's limit running out, because gloo then breaks the whole group. `abort`, `shutdown` and dropping the group do not. So
-`close` asks for a message that nobody sends and gives it a millisecond.
+What ends an operation, tried with torch 2.13: its own time limit; and, as long as none of its bytes have moved, whatever breaks
+the group, which is the peer's end of the socket closing or *another* operation's limit running out. `abort`, `shutdown` and
+dropping the group end nothing; and what is half done, nothing but its limit ends, not even the peer's death. So nobody waits in
+gloo who has anything else to do:
+
+- one thread waits for the operations, one after the other; who began them waits for an event instead;
+- another waits for a message that nobody ever sends. It is never half done, so it ends as soon as the pair breaks, and all moves
+  with it;
+- `close` asks for one more such message and gives it a millisecond, which breaks the pair.
+
+After that, an operation that was half done keeps the first thread, its buffer and gloo's descriptors until its limit.
 
 What gloo does not guard against: somebody who announces more bytes than were asked for ends this process (gloo aborts), be it the
 peer or whoever came to the socket before it. Between processes that run this file it cannot come to that, because lengths come
@@ -16,133 +24,55 @@ from headers whose digests were checked.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
+import queue
 import secrets
-import struct
 import threading
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Literal
 
-import msgspec
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import Store
 
-from core.errors import CorruptTransfer, ProtocolError, TransferError
-from core.wire import unpack_bounded
+from core.errors import CorruptTransfer, TransferError
+from kv_transfer.carriers.gloo_rendezvous import MAC_BYTES, Rank, Rendezvous, mac
 from kv_transfer.transport import Connection
 
 GLOO_TIMEOUT_S = 1.0  # gloo waits five times this for a peer to connect
 PROOF_TIMEOUT_S = 5.0
-MAX_RECORD_BYTES = 1024
+HALF_DONE_S = 0.25  # how long to wait for a thread that only a half done move can keep
 
 _PAYLOAD_TAG = 0
-_LENGTH = struct.Struct("<H")
-_SIZE = struct.Struct("<Q")
-_MAC_BYTES = 32
 
-Rank = Literal[0, 1]
 Group = Any  # dist.ProcessGroupGloo, whose stub lacks half its methods
 
 
-class Rendezvous(Store):
-    """The store through which gloo's ranks find each other, for one pair: a record from each to the other, over `connection`.
-
-    gloo reads a record without checking it, so what the peer sent is laid into a copy of this side's own: all that can be wrong
-    then is the address.
-
-    Args:
-        key: known to the two ends alone; every record carries a MAC by it.
-    """
-
-    def __init__(self, connection: Connection, key: bytes, rank: Rank) -> None:
-        super().__init__()
-        self._connection = connection
-        self._key = key
-        self._rank = rank
-        self._records: dict[str, bytes] = {}
-        self._own = b""
-
-    def set(self, key: str, value: bytes) -> None:  # type: ignore[override]  # gloo hands bytes over
-        """Raises TransferError if the connection is gone, or if gloo's record is not as this file knows it."""
-        self._records[key] = self._own = value
-        _, address = _split(value)
-        body = msgspec.msgpack.encode((key, address))
-        self._connection.send([_LENGTH.pack(len(body)), body, mac(self._key, b"record", self._rank, body)])
-
-    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
-        """Raises TransferError: the connection ended first, or brought something else."""
-        for key in keys:
-            if key not in self._records:
-                self._records[key] = self._heard(key)
-
-    def get(self, key: str) -> bytes:
-        self.wait([key])
-        return self._records[key]
-
-    def check(self, keys: list[str]) -> bool:
-        return all(key in self._records for key in keys)
-
-    def _heard(self, key: str) -> bytes:
-        prefix = bytearray(_LENGTH.size)
-        self._connection.recv_into(memoryview(prefix))
-        (length,) = _LENGTH.unpack(prefix)
-        if length > MAX_RECORD_BYTES:
-            raise CorruptTransfer(f"Got a rendezvous record of {length} bytes but expected at most {MAX_RECORD_BYTES}")
-        data = bytearray(length + _MAC_BYTES)
-        self._connection.recv_into(memoryview(data))
-        body = bytes(data[:length])
-        if not hmac.compare_digest(bytes(data[length:]), mac(self._key, b"record", 1 - self._rank, body)):
-            raise CorruptTransfer("a rendezvous record's MAC is wrong")
-        try:
-            name, address = msgspec.convert(
-                unpack_bounded(body, MAX_RECORD_BYTES, max_container=2), tuple[str, bytes], strict=True
-            )
-        except (ProtocolError, msgspec.ValidationError) as error:
-            raise CorruptTransfer(f"Got a malformed rendezvous record: {error}") from error
-        host, mine = _split(self._own)
-        if name != key or len(address) != len(mine) or address[: _SIZE.size] != mine[: _SIZE.size]:
-            raise CorruptTransfer(f"Got a rendezvous record that is not like this side's own: {name[:40]!r}")
-        return host + address
-
-
-def _split(record: bytes) -> tuple[bytes, bytes]:
-    """gloo's record: the host's name behind its length; an address behind its length, and 8 bytes for each rank. Raises
-    TransferError on anything else."""
-    if len(record) >= _SIZE.size:
-        at = _SIZE.size + _SIZE.unpack_from(record)[0]
-        if at + _SIZE.size <= len(record):
-            end = at + _SIZE.size + _SIZE.unpack_from(record, at)[0]
-            if end <= len(record) and (len(record) - end) % 8 == 0:
-                return record[:at], record[at:]
-    raise TransferError("this torch's gloo has its ranks meet in a way that is not known here")
-
-
 class Move:
-    """Bytes on their way. To be waited for once, or dropped after the pair was closed."""
+    """One payload's way through the pair."""
 
-    def __init__(self, what: str, work: Any, data: memoryview) -> None:
-        self._what = what
-        self._work = work
-        self._data = data  # gloo knows where it is, and does not keep it alive
+    def __init__(self, what: Literal["send", "receive"], data: memoryview, timeout_s: float) -> None:
+        self.what = what
+        self.data = data  # gloo knows where it is, and does not keep it alive
+        self.timeout_s = timeout_s
+        self._over = threading.Event()
+        self._failure: str | None = None
 
-    def wait(self, timeout_s: float) -> None:
+    def end(self, failure: str | None = None) -> None:
+        self._failure = failure
+        self._over.set()
+
+    def wait(self) -> None:
         """Raises TransferError: the pair broke or was closed first, or it took too long, which breaks the pair."""
-        work, self._work = self._work, None
-        try:
-            work.wait(timedelta(seconds=timeout_s))
-        except RuntimeError as error:
-            raise TransferError(f"gloo cannot {self._what}: {str(error)[:300]}") from None
-        finally:
-            work = None  # see GlooPair._begin
+        self._over.wait()
+        if self._failure is not None:
+            raise TransferError(self._failure)
 
 
 class GlooPair:
-    """This process's end of a pair, made and proved. One thread at a time may send, and one receive; `close` may come from any.
+    """This process's end of a pair, made and proved. Any thread may begin moves, and `close`. Two threads of its own.
 
-    Blocks, for about 10 s at most, until the peer has come too.
+    Making one blocks, for about 10 s at most, until the peer has come too.
 
     Args:
         connection: brings the addresses; nothing else may be on its way meanwhile. Closing it ends a wait for them.
@@ -156,59 +86,105 @@ class GlooPair:
     def __init__(self, connection: Connection, key: bytes, rank: Rank, host: str) -> None:
         self._peer = 1 - rank
         self._lock = threading.Lock()
+        self._moves: list[Move] = []
+        self._failure: str | None = None
+        self._begun: queue.SimpleQueue[tuple[Move, Any] | None] = queue.SimpleQueue()
         self._store = Rendezvous(connection, key, rank)  # gloo does not keep its Python half alive
         self._group: Group | None = _group(self._store, rank, host)
+        # Nothing of gloo in a variable: errors keep frames, and frames what is in them.
+        self._watching = threading.Thread(target=self._watch, args=(self._unsent(self._group),), name="gloo watch", daemon=True)
+        self._following = threading.Thread(target=self._follow, name="gloo moves", daemon=True)
+        self._watching.start()
+        self._following.start()
         try:
             self._prove(key, rank)
         except TransferError:
             self.close()
             raise
 
-    def send(self, data: memoryview) -> Move:
-        """`data` leaves when the peer asks for it, and stays as it is until then. Raises TransferError if the pair is closed."""
-        return self._begin("send", data)
+    def send(self, data: memoryview, timeout_s: float) -> Move:
+        """`data` leaves when the peer asks for it, and must stay as it is until then. Raises TransferError if the pair is
+        closed or broken."""
+        return self._begin(Move("send", data, timeout_s))
 
-    def recv_into(self, out: memoryview, timeout_s: float) -> None:
-        """Fill `out` with the peer's next. Raises TransferError."""
-        self._begin("receive", out).wait(timeout_s)
+    def receive(self, out: memoryview, timeout_s: float) -> Move:
+        """Fill `out` with the peer's next. Raises as `send`."""
+        return self._begin(Move("receive", out, timeout_s))
 
     def close(self) -> None:
-        """Wakes who waits for a move, here and at the peer; their buffers are nobody's any more. Idempotent."""
+        """Ends all moves, here and at the peer, at once. Idempotent; returns when its threads have ended, but for what a move
+        that was half done may still hold."""
+        self._break("the pair is closed")
         with self._lock:
-            group, self._group = self._group, None
-        if group is not None:
+            if self._group is None:
+                return
             with suppress(RuntimeError):
-                never = torch.empty(1, dtype=torch.uint8)
-                group.recv([never], self._peer, 1 + secrets.randbelow(1 << 30)).wait(timedelta(milliseconds=1))
+                self._unsent(self._group).wait(timedelta(milliseconds=1))
+            self._group = None
+        self._begun.put(None)
+        self._watching.join()
+        self._following.join(HALF_DONE_S)
 
-    def _begin(self, what: Literal["send", "receive"], data: memoryview) -> Move:
-        tensor = torch.frombuffer(data, dtype=torch.uint8)
-        group = self._group
+    def _begin(self, move: Move) -> Move:
+        tensor = torch.frombuffer(move.data, dtype=torch.uint8)
+        with self._lock:
+            if self._group is None or self._failure is not None:
+                raise TransferError(self._failure or "the pair is closed")
+            try:
+                begin = self._group.send if move.what == "send" else self._group.recv
+                self._begun.put((move, begin([tensor], self._peer, _PAYLOAD_TAG)))
+            except RuntimeError as error:
+                raise TransferError(f"gloo cannot {move.what}: {str(error)[:300]}") from None
+            finally:
+                begin = None  # an error keeps its frames, and they their variables: gloo would live as long as the error
+            self._moves.append(move)
+        return move
+
+    def _unsent(self, group: Group) -> Any:
+        """The receipt of a message that the peer never sends."""
+        never = torch.empty(1, dtype=torch.uint8)
+        return group.recv([never], self._peer, 1 + secrets.randbelow(1 << 30))
+
+    def _follow(self) -> None:
+        while (begun := self._begun.get()) is not None:
+            move, work = begun
+            try:
+                work.wait(timedelta(seconds=move.timeout_s))
+            except RuntimeError as error:
+                self._break(f"gloo cannot {move.what}: {str(error)[:300]}")
+            else:
+                with self._lock:
+                    if move in self._moves:
+                        self._moves.remove(move)
+                        move.end()
+            begun = work = None
+
+    def _watch(self, unsent: Any) -> None:
         try:
-            if group is None:
-                raise TransferError("the pair is closed")
-            begin = group.send if what == "send" else group.recv
-            return Move(what, begin([tensor], self._peer, _PAYLOAD_TAG), data)
+            unsent.wait(timedelta(days=3650))
         except RuntimeError as error:
-            raise TransferError(f"gloo cannot {what}: {str(error)[:300]}") from None
-        finally:
-            # An error keeps its frames and they their variables: this one must not keep the group, its socket and thread.
-            group = begin = None
+            self._break(f"gloo's pair broke: {str(error)[:300]}")
+        else:
+            self._break("the peer has sent what nobody sends")
+
+    def _break(self, failure: str) -> None:
+        with self._lock:
+            if self._failure is None:
+                self._failure = failure
+            moves, self._moves = self._moves, []
+            for move in moves:
+                move.end(self._failure)
 
     def _prove(self, key: bytes, rank: Rank) -> None:
         mine, theirs = mac(key, b"pair", rank), mac(key, b"pair", 1 - rank)
-        got = bytearray(_MAC_BYTES)
+        got = bytearray(MAC_BYTES)
         if rank == 0:
-            self.send(memoryview(bytearray(mine))).wait(PROOF_TIMEOUT_S)
-        self.recv_into(memoryview(got), PROOF_TIMEOUT_S)
+            self.send(memoryview(bytearray(mine)), PROOF_TIMEOUT_S).wait()
+        self.receive(memoryview(got), PROOF_TIMEOUT_S).wait()
         if not hmac.compare_digest(bytes(got), theirs):
             raise CorruptTransfer("somebody else has come to this pair")
         if rank == 1:
-            self.send(memoryview(bytearray(mine))).wait(PROOF_TIMEOUT_S)
-
-
-def mac(key: bytes, label: bytes, rank: int, body: bytes = b"") -> bytes:
-    return hmac.digest(key, b"%b %d " % (label, rank) + body, hashlib.sha256)
+            self.send(memoryview(bytearray(mine)), PROOF_TIMEOUT_S).wait()
 
 
 def _group(store: Rendezvous, rank: Rank, host: str) -> Group:

@@ -18,7 +18,8 @@ from core.layout import LayerShape
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.carriers import distributed
 from kv_transfer.carriers.distributed import DistributedCarrier
-from kv_transfer.carriers.gloo_pair import GlooPair, Move, Rank
+from kv_transfer.carriers.gloo_pair import GlooPair, Move
+from kv_transfer.carriers.gloo_rendezvous import Rank
 from kv_transfer.events import Delivered, Received
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
@@ -47,15 +48,15 @@ class Pair(GlooPair):
         super().__init__(connection, key, rank, host)
         self.made = True
 
-    def send(self, data: memoryview) -> Move:
+    def send(self, data: memoryview, timeout_s: float) -> Move:
         if self.made and self.phase == "payload":
             stay(self.phase)
-        return super().send(data)
+        return super().send(data, timeout_s)
 
-    def recv_into(self, out: memoryview, timeout_s: float) -> None:
+    def receive(self, out: memoryview, timeout_s: float) -> Move:
         if self.made and self.phase == "payload":
             stay(self.phase)
-        super().recv_into(out, timeout_s)
+        return super().receive(out, timeout_s)
 
 
 class Store(ByteStore):
