@@ -5,7 +5,7 @@
 Where the runner takes no steps ahead, one thread does both. Steps are launched, and end, in the order in which they came. A step
 that raises fails its handle, not the thread.
 
-Neighbours: `engine.engine` takes it for its runner; `instance.loop` is woken by `on_done` and asks for `progress_age_s`.
+Neighbours: `engine.engine` takes it for its runner; `instance.loop` is woken by `on_done`.
 """
 
 from __future__ import annotations
