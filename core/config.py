@@ -162,7 +162,7 @@ class RouterConfig(_Section):
 
 class TransferConfig(_Section):
     """KV movement. `transport` is what carries KV payloads between two instances: `shm` memory that both map (one host, one user,
-    one process namespace; about 6 MiB for each pair that has exchanged KV), `tcp` the connection that they have anyway. `auto`
+    one process namespace; about 12 MiB for each pair that has exchanged KV), `tcp` the connection that they have anyway. `auto`
     takes the first of these that works for a pair; any other name is forced, and a pair for which it does not work is refused.
     `distributed` is torch.distributed over gloo; `auto` never takes it, because it is slower than `tcp` and for networks that
     only the cluster is on. `lease_s` is how long either side keeps blocks for a silent peer; `host` is the address that

@@ -38,15 +38,16 @@ class Outgoing(Protocol):
     """
 
     @property
-    def moves_bytes(self) -> bool:
-        """Whether `ship` itself moves the payload, so that the next one is better prepared meanwhile than behind it."""
+    def in_stream(self) -> bool:
+        """Whether payloads are part of the stream. Then `ship` itself moves them, so that the next one is better prepared
+        meanwhile than behind it; and one room may hold several, of which all but the last are given in `head`."""
 
     def room(self, size: int) -> memoryview:
         """`size` bytes (at least 1, at most the largest piece) to write the next payload into. Waits while the peer has not
         taken enough. Raises TransferError once closed or broken."""
 
     def ship(self, head: Sequence[Buffer], payload: memoryview, tail: Sequence[Buffer] = ()) -> None:
-        """Send, as one message of the stream: `head`, which is whole control frames and the payload's header behind them;
+        """Send, as one message of the stream: `head`, which is whole frames and the payload's header behind them;
         what the carrier needs there; `tail`, whole control frames. The room is the carrier's again, also if it raises.
 
         Raises:

@@ -29,7 +29,7 @@ from core.wire import unpack_bounded
 from kv_transfer.transport import Buffer
 
 MAGIC = 0x564B
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 21
 MAX_CONTROL_BYTES = 64 * 1024
 MAX_REASON_CHARS = 1000
 NOTHING = Span(0, 0)
@@ -171,7 +171,7 @@ def check_payload(header: Header, payload: Buffer, seed: int) -> None:
 
 
 def piece_tokens(layout: KVLayout, layer: int) -> int:
-    """Most tokens of a layer in one DATA frame: about 1 MiB of them, at least one."""
+    """Most tokens of a layer in one DATA frame: about 2 MiB of them, at least one."""
     return max(1, PIECE_BYTES // max(1, layout.layer_bytes_per_token(layer)))
 
 

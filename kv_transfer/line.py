@@ -17,16 +17,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Parcel:
-    """Frames that leave as one message: whole ones, then the header of a piece and its room, then whole ones."""
+    """Frames that leave as one message: whole ones, then the header of a piece and its bytes, then whole ones. `nbytes` counts
+    the pieces' bytes alone."""
 
-    head: list[bytes] = field(default_factory=list)
+    head: list[Buffer] = field(default_factory=list)
     payload: memoryview | None = None
     tail: list[bytes] = field(default_factory=list)
+    nbytes: int = 0
 
-    @property
-    def nbytes(self) -> int:
-        """Of the piece."""
-        return 0 if self.payload is None else self.payload.nbytes
+    def add_piece(self, header: bytes, payload: memoryview) -> None:
+        if self.payload is not None:
+            self.head.append(self.payload)
+        self.head.append(header)
+        self.payload = payload
+        self.nbytes += payload.nbytes
 
 
 class Line:

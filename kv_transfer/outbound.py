@@ -130,14 +130,18 @@ class Outbound:
         self._begun = True
         return self._control(Kind.BEGIN, self._begin, seed)
 
-    def take_piece(self) -> Piece | None:
-        """The next piece to read and stamp, if the device has written one. Raises what a fence raises."""
+    def take_piece(self, room_bytes: int | None = None) -> Piece | None:
+        """The next piece to read and stamp, if the device has written one that fits. Raises what a fence raises."""
         pieces = self._written()
         if pieces is None:
             return None
+        most = piece_tokens(self._layout, pieces[0].layer)
+        if room_bytes is not None:
+            most = min(most, room_bytes // max(1, self._layout.layer_bytes_per_token(pieces[0].layer)))
+            if pieces[0].count > most:
+                return None
         self._unstamped += 1
         piece = pieces.popleft()
-        most = piece_tokens(self._layout, piece.layer)
         while pieces and piece.count < most and pieces[0].start == piece.stop and pieces[0].written():
             piece.count += pieces.popleft().count
         if piece.count > most:

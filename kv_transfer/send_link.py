@@ -21,7 +21,7 @@ from core.clock import Clock
 from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, TransferError
 from kv_transfer.answers import hear
 from kv_transfer.events import Delivered, OnSenderEvent, SendFailed
-from kv_transfer.frames import Commit, payload_digest
+from kv_transfer.frames import PIECE_BYTES, Commit, payload_digest
 from kv_transfer.line import Dialler, Line, Parcel
 from kv_transfer.outbound import Outbound, Piece
 from kv_transfer.send_session import LinkSession, State
@@ -32,6 +32,9 @@ _log = logging.getLogger(__name__)
 
 # How often fences are asked while nothing else can be sent: at first, and at most. Pushes wake the link at once.
 _FENCE_POLL_S, _FENCE_POLL_MOST_S = 0.0001, 0.001
+# Small pieces leave together up to so much: the call that sends one, and the peer that it wakes, cost more than they do. Half a
+# piece, which every room can hold.
+BATCH_BYTES = PIECE_BYTES // 2
 
 
 class LinkState(Enum):
@@ -249,7 +252,7 @@ class SendLink:
                 session.state, session.line = State.BEGUN, line
             session.in_flight += 1
         parcel = Parcel([] if begin is None else [begin])
-        if not self._add_piece(parcel, line, session):
+        if not self._add_pieces(parcel, line, session):
             return parcel
         with self._changed:
             if not session.ended:
@@ -264,31 +267,41 @@ class SendLink:
         with self._changed:
             session.shipped(self._clock.now())
 
-    def _add_piece(self, parcel: Parcel, line: Line, session: LinkSession) -> bool:
-        """Gather, digest and stamp the next piece, if one is written. False if the session has ended, or ends because it cannot
-        be read."""
-        seed = line.peer.send_seed
-        try:
-            with self._changed:
-                piece = session.outbound.take_piece()
-        except Exception as error:  # the device's fault ends this session, not the link's others
-            self.fail(session, TransferError(f"the sender's device failed: {error!r}"))
-            return False
-        if piece is None:
+    def _add_pieces(self, parcel: Parcel, line: Line, session: LinkSession) -> bool:
+        """The next piece, if one is written, and where one room may hold several, small ones behind it. False if the session has
+        ended, or ends because it cannot be read."""
+        outgoing, room, used, readable = line.outgoing, None, 0, True
+        while readable and (room is None or (outgoing.in_stream and used < BATCH_BYTES)):
+            try:
+                with self._changed:
+                    piece = session.outbound.take_piece(None if room is None else room.nbytes - used)
+            except Exception as error:  # the device's fault ends this session, not the link's others
+                self.fail(session, TransferError(f"the sender's device failed: {error!r}"))
+                readable = False
+                break
+            if piece is None:
+                break
+            size = piece.count * self._store.layout.layer_bytes_per_token(piece.layer)
+            if room is None:
+                room = outgoing.room(max(size, BATCH_BYTES) if outgoing.in_stream else size)
+            part = room[used : used + size] if outgoing.in_stream else room
+            readable = self._read(session, piece, part) and self._stamp(parcel, line, session, piece, part)
+            used += size
+        if room is not None and parcel.payload is None:
+            with line.wire:  # what was given before goes first
+                outgoing.discard(room)
+        return readable
+
+    def _stamp(self, parcel: Parcel, line: Line, session: LinkSession, piece: Piece, data: memoryview) -> bool:
+        """Digest a piece and put it into the parcel. False if the session has ended."""
+        digest = payload_digest(data, line.peer.send_seed)
+        with self._changed:
+            if session.ended:
+                return False
+            if session.started_s is None:
+                session.started_s = self._clock.now()
+            parcel.add_piece(session.outbound.stamp_piece(piece, data.nbytes, digest, line.peer.send_seed), data)
             return True
-        room = line.outgoing.room(piece.count * self._store.layout.layer_bytes_per_token(piece.layer))
-        if self._read(session, piece, room):
-            digest = payload_digest(room, seed)
-            with self._changed:
-                if not session.ended:
-                    if session.started_s is None:
-                        session.started_s = self._clock.now()
-                    parcel.head.append(session.outbound.stamp_piece(piece, room.nbytes, digest, seed))
-                    parcel.payload = room
-                    return True
-        with line.wire:  # what was given before goes first
-            line.outgoing.discard(room)
-        return False
 
     def _read(self, session: LinkSession, piece: Piece, out: memoryview) -> bool:
         try:

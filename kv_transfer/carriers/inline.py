@@ -43,7 +43,7 @@ class InlineEnd:
 
 
 class InlineOutgoing:
-    moves_bytes = True
+    in_stream = True
 
     def __init__(self, connection: Connection, piece_bytes: int) -> None:
         self._connection = connection

@@ -5,7 +5,7 @@ receiver digests and scatters straight out of it, and from time to time tells ho
 stream wakes the receiver, its notes wake the sender. A slot is one end's at a time (`kv_transfer.carriers.ring`), so that what a
 digest was taken over is what is stored.
 
-Memory: `SLOTS` largest pieces for each connection, about 6 MiB, in place from the handshake on.
+Memory: `SLOTS` largest pieces for each connection, about 12 MiB, in place from the handshake on.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class SharedMemoryAcceptance:
 
 
 class SharedMemoryOutgoing:
-    moves_bytes = False
+    in_stream = False
 
     def __init__(self, connection: Connection, slots: Sequence[memoryview], key: int) -> None:
         self._connection = connection

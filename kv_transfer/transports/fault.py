@@ -1,7 +1,7 @@
 """A transport that misbehaves on purpose, as a plan says: for tests and failure drills of a whole cluster.
 
-A fault applies to one message, which is one call of `Connection.send`: one handshake message or one frame. The plan is a
-function, so the same plan makes the same faults; waiting is injected too.
+A fault applies to one message, which is one call of `Connection.send`: one handshake message, or the frames that leave together.
+The plan is a function, so the same plan makes the same faults; waiting is injected too.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from core.errors import TransferError
 from kv_transfer.transport import Buffer
 
-CHUNK_BYTES = (1 << 20) + (1 << 16)  # a piece of KV with the frames beside it
-MOST_PARTS = 16
+CHUNK_BYTES = (1 << 20) + (1 << 16)  # small pieces with the frames beside them leave in one call
+MOST_PARTS = 64
 
 
 class SharedSocket:

@@ -75,7 +75,7 @@ class MemoryAcceptance:
 
 
 class MemoryOutgoing:
-    moves_bytes = False
+    in_stream = False
 
     def __init__(self, connection: Connection, channel: Channel) -> None:
         self._connection, self._channel = connection, channel

@@ -111,7 +111,7 @@ def test_an_endless_reason_still_fits_a_frame() -> None:
     assert len(pack_body(abort_of(TransferAborted("x" * 1_000_000)))) < 2000
 
 
-def test_pieces_are_about_a_mebibyte_and_at_least_a_token() -> None:
+def test_pieces_are_about_two_mebibytes_and_at_least_a_token() -> None:
     small = layout(shapes=[LayerShape(8, 128, 128)])
     assert piece_tokens(small, 0) * small.layer_bytes_per_token(0) == PIECE_BYTES == largest_piece_bytes(small)
     huge = layout(shapes=[LayerShape(1024, 1024, 1024)], dtype="float32")

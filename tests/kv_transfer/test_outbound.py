@@ -56,13 +56,26 @@ def test_adjacent_pushes_that_wait_leave_as_one_piece_per_layer() -> None:
     assert drain(outbound) == [(layer, 0, 16) for layer in range(LAYERS)]
 
 
-def test_large_pushes_leave_in_pieces_of_a_mebibyte() -> None:
+def test_large_pushes_leave_in_pieces() -> None:
     shape = layout(16, shapes=[LayerShape(8, 128, 128)])
     outbound = Outbound(shape, "attempt", 1, list(range(100)), 0, 1000)
     outbound.push(0, 0, 1000, None)
     pieces = drain(outbound)
     most = PIECE_BYTES // shape.layer_bytes_per_token(0)
     assert pieces == [(0, at, min(at + most, 1000)) for at in range(0, 1000, most)]
+
+
+def test_only_what_fits_whole_is_taken_behind_another_piece() -> None:
+    outbound, row_bytes = make(0, 8), layout(4).layer_bytes_per_token(0)
+    outbound.push(0, 0, 4, None)
+    outbound.push(0, 4, 2, Flag(opened=True))
+    outbound.push(0, 6, 2, None)
+    outbound.take_begin(SEED)
+    assert outbound.take_piece(4 * row_bytes - 1) is None
+    piece = outbound.take_piece(7 * row_bytes)  # what is beside it is cut to what fits
+    assert piece is not None
+    assert (piece.start, piece.stop) == (0, 7)
+    assert drain(outbound) == [(0, 7, 8)]
 
 
 def test_begin_is_first_and_finish_last_and_each_leaves_once() -> None:
@@ -91,8 +104,8 @@ def test_begin_is_first_and_finish_last_and_each_leaves_once() -> None:
 class Flag:
     """A fence that passes when told."""
 
-    def __init__(self) -> None:
-        self.open, self.asked = False, 0
+    def __init__(self, opened: bool = False) -> None:
+        self.open, self.asked = opened, 0
 
     def passed(self) -> bool:
         self.asked += 1

@@ -412,7 +412,7 @@ def test_the_sender_of_an_unknown_grant_is_told_once_for_all_its_frames() -> Non
 
 
 def test_a_header_that_claims_more_than_a_piece_ends_the_connection_before_it_is_read() -> None:
-    for kind, length in ((Kind.DATA, 1 << 21), (Kind.FINISH, 1 << 17), (Kind.DATA, 2**32 - 1)):
+    for kind, length in ((Kind.DATA, PIECE_BYTES + 1), (Kind.FINISH, 1 << 17), (Kind.DATA, 2**32 - 1)):
         fields = bytearray(pack_frame(kind, GRANT, 1, b"", SEED)[:-8])
         fields[28:32] = length.to_bytes(4, "little")
         header = bytes(fields) + xxhash.xxh3_64_intdigest(fields, SEED).to_bytes(8, "little")

@@ -12,19 +12,23 @@ from core.clock import ManualClock, MonotonicClock
 from core.errors import CorruptTransfer, LeaseExpired, TransferError
 from core.layout import LayerShape
 from kv_transfer.byte_store import ByteStore
+from kv_transfer.carrier import Carrier
 from kv_transfer.carriers.inline import INLINE
-from kv_transfer.events import Delivered, SendFailed
+from kv_transfer.events import Broken, Delivered, SendFailed
 from kv_transfer.frames import HEADER_BYTES, PIECE_BYTES, Commit, Kind, SessionDigest, pack_body, pack_frame, parse_header
 from kv_transfer.protocol import Handshake, Identity, Peer
+from kv_transfer.send_link import BATCH_BYTES
 from kv_transfer.sender import KVSender
 from kv_transfer.sessions import SendSession
 from kv_transfer.transport import Connection
 from kv_transfer.transports.fault import Fault, FaultTransport, Message
 from kv_transfer.transports.inproc import InprocTransport
 from kv_transfer.transports.tcp import TcpTransport
-from tests.kv_transfer.rig import SECRET, Inbox, connected, filled, layout
+from tests.kv_transfer.memory_carrier import MemoryCarrier
+from tests.kv_transfer.rig import SECRET, Inbox, connected, filled, layout, poisoned, sequence_bytes
 
 STOP = 8
+HANDSHAKE_MESSAGES = 2  # of the dialling side
 
 
 class FakeReceiver:
@@ -251,3 +255,63 @@ def test_a_piece_that_was_prepared_while_another_left_has_a_lease_of_its_own() -
         (failed,) = pair.sent.expect(SendFailed)
         assert isinstance(failed.error, LeaseExpired)
         gates[1].set()
+
+
+def messages_for(tokens: int, carriers: Sequence[Carrier]) -> list[int]:
+    """Sizes of the messages that carry a session of 8 layers of 4 KiB a token, all pushed before the connection is up."""
+    kind = layout(256, shapes=[LayerShape(8, 128, 128)] * 8)
+    sizes, pushed = [], threading.Event()
+
+    def plan(message: Message) -> Fault | None:
+        if message.dialled:
+            pushed.wait(20)
+            sizes.append(message.size_bytes)
+        return None
+
+    source, target = filled(kind, 1), poisoned(kind, 1)
+    with connected(source, target, FaultTransport(InprocTransport(), plan), carriers=carriers) as pair:
+        pair.receiver.open(1, "a", [0], 0, tokens, 60.0)
+        session = pair.sender.begin("a", 1, pair.receiver.endpoint, [0], 0, tokens, 60.0)
+        for layer in range(8):
+            session.push(layer, 0, tokens)
+        session.finish(b"")
+        pushed.set()
+        pair.sent.expect(Delivered)
+    assert sequence_bytes(target, [0], 0, tokens) == sequence_bytes(source, [0], 0, tokens)
+    return sizes[HANDSHAKE_MESSAGES:]
+
+
+def test_small_pieces_leave_together_where_the_stream_carries_them() -> None:
+    (one,) = messages_for(2, INLINE)
+    assert one > 8 * 2 * 4096
+    two = messages_for(64, INLINE)
+    assert len(two) == 2
+    assert all(size > BATCH_BYTES for size in two)
+    assert len(messages_for(256, INLINE)) == 8
+
+
+def test_pieces_leave_alone_where_something_else_carries_them() -> None:
+    assert len(messages_for(2, [MemoryCarrier()])) == 8
+
+
+def test_what_cannot_be_read_ends_its_session_and_not_what_was_read_before_it() -> None:
+    class Store(ByteStore):
+        broken = True
+
+        def read(self, layer: int, blocks: Sequence[int], start: int, count: int, out: memoryview) -> None:
+            if layer == 1 and self.broken:
+                raise ValueError("a bad block")
+            super().read(layer, blocks, start, count, out)
+
+    source, target = Store(layout(), 32), poisoned(layout())
+    with connected(source, target) as pair:
+        for grant in range(1, 5):  # more than there are rooms
+            pair.receiver.open(grant, f"a{grant}", [grant, 9], 0, STOP, 60.0)
+            send_all(pair.sender.begin(f"a{grant}", grant, pair.receiver.endpoint, [4, 2], 0, STOP, 60.0))
+            assert "a bad block" in str(pair.sent.expect(SendFailed, grant)[-1].error)
+        assert len(pair.received.expect(Broken, 4)) == 4
+        source.broken = False
+        pair.receiver.open(5, "a5", [5, 6], 0, STOP, 60.0)
+        send_all(pair.sender.begin("a5", 5, pair.receiver.endpoint, [4, 2], 0, STOP, 60.0))
+        assert [event.attempt for event in pair.sent.expect(Delivered)] == ["a5"]
+    assert sequence_bytes(target, [5, 6], 0, STOP) == sequence_bytes(source, [4, 2], 0, STOP)

@@ -29,7 +29,7 @@ from tests.kv_transfer.rig import SECRET, Inbox, filled, layout
 
 HOST = "127.0.0.1"
 BLOCKS = range(12)
-TOKENS = 12 * 256  # 12 pieces of 1 MiB
+TOKENS = 12 * 256  # 6 pieces of 2 MiB
 LAYOUT = layout(256, shapes=[LayerShape(8, 128, 128)])
 
 

@@ -66,7 +66,7 @@ def assert_arrived(pair: Pair) -> None:
 
 
 def test_kv_of_many_pieces_arrives_as_it_was_sent() -> None:
-    shape = [LayerShape(8, 128, 128)]  # 4 KiB a token: 24 pieces of 1 MiB
+    shape = [LayerShape(8, 128, 128)]  # 4 KiB a token: 12 pieces of 2 MiB
     source, target = filled(layout(256, shapes=shape), 24), poisoned(layout(192, shapes=shape), 32)
     with connected(source, target, TcpTransport(), carriers=GLOO) as pair:
         pair.receiver.open(1, "a", range(32), 0, 24 * 256, 30.0)

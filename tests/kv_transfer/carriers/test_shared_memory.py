@@ -482,7 +482,7 @@ def test_a_receiver_that_hangs_costs_its_own_sessions_and_nobody_elses() -> None
         KVSender(source, wires, SECRET, "m", 2, clock, sent, [carrier]) as sender,
     ):
         stuck = sender.begin("stuck", 1, receiver.endpoint, range(32), 0, 32 * 256, 5.0)
-        stuck.push(0, 0, 32 * 256)  # 32 pieces: far more than the ring holds
+        stuck.push(0, 0, 32 * 256)  # 16 pieces: far more than the ring holds
         assert reached.wait(20)
         (end,) = carrier.ends
         while len(end._accounts._shipped) < SLOTS:  # the ring is full: the link's thread waits in it
@@ -531,4 +531,4 @@ def test_payloads_that_are_lost_cost_their_sessions_and_no_room_for_good() -> No
 
 def test_the_ring_takes_what_the_configuration_promises() -> None:
     assert SLOTS >= 4
-    assert SLOTS * PIECE_BYTES == 6 << 20
+    assert SLOTS * PIECE_BYTES == 12 << 20

@@ -41,7 +41,7 @@ class DamagedOffer:
 
 class DamagedOutgoing:
     def __init__(self, inner: Outgoing, damage: Damage) -> None:
-        self.moves_bytes = inner.moves_bytes
+        self.in_stream = inner.in_stream
         self._inner = inner
         self._damage = damage
 
@@ -50,7 +50,9 @@ class DamagedOutgoing:
 
     def ship(self, head: Sequence[Buffer], payload: memoryview, tail: Sequence[Buffer] = ()) -> None:
         try:
-            self._damage(payload)
+            for part in [*head, payload]:
+                if isinstance(part, memoryview):  # bytes are headers, and frames without a payload
+                    self._damage(part)
         except TransferError:
             self._inner.discard(payload)
             raise

@@ -50,6 +50,10 @@ class Way:
     slow: bool = False
     opening: int = 0
 
+    @property
+    def in_stream(self) -> bool:
+        return self.carriers() == INLINE
+
     def wires(self, plan: FaultPlan | None = None, sleep: Callable[[float], None] = time.sleep) -> Wires:
         streams = self.streams()
         return Wires(streams if plan is None else FaultTransport(streams, self._of_frames(plan), sleep), self.carriers())
