@@ -37,6 +37,10 @@ class Outgoing(Protocol):
     At least two rooms may be held at a time, so that one is filled while the other is on its way.
     """
 
+    @property
+    def moves_bytes(self) -> bool:
+        """Whether `ship` itself moves the payload, so that the next one is better prepared meanwhile than behind it."""
+
     def room(self, size: int) -> memoryview:
         """`size` bytes (at least 1, at most the largest piece) to write the next payload into. Waits while the peer has not
         taken enough. Raises TransferError once closed or broken."""

@@ -5,7 +5,7 @@
 
 Whoever holds the turn prepares; it takes the wire before it gives the turn on. So the next piece is gathered while the last one
 is on its way, each piece stays with one thread (and its core's cache) from the store to the socket, and nothing is handed over.
-Small pieces are sent sooner by one thread than the other wakes.
+Small pieces, and those that the carrier moves without us, are sent sooner by one thread than the other wakes.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class SendingThreads:
                 parcel = self._link.pack(line, due) if isinstance(due, LinkSession) else _farewell(due)
                 if parcel is not None:
                     with line.wire:
-                        if parcel.nbytes >= OVERLAP_BYTES and self._link.busy:
+                        if parcel.nbytes >= OVERLAP_BYTES and line.outgoing.moves_bytes and self._link.busy:
                             self._let_another(turn)
                         line.ship(parcel)
                     if session is not None:

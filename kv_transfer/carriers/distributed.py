@@ -112,6 +112,8 @@ class DistributedOutgoing:
     """Payloads are handed to gloo and waited for only when their buffers are needed again: a header that the peer misses must not
     keep this side from going on, because the next one's count is what tells the peer."""
 
+    moves_bytes = False
+
     def __init__(self, connection: Connection, pair: GlooPair, piece_bytes: int) -> None:
         self._connection = connection
         self._pair = pair

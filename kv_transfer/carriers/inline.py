@@ -43,6 +43,8 @@ class InlineEnd:
 
 
 class InlineOutgoing:
+    moves_bytes = True
+
     def __init__(self, connection: Connection, piece_bytes: int) -> None:
         self._connection = connection
         self._buffers = Buffers(piece_bytes)

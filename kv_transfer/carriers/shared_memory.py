@@ -86,6 +86,8 @@ class SharedMemoryAcceptance:
 
 
 class SharedMemoryOutgoing:
+    moves_bytes = False
+
     def __init__(self, connection: Connection, slots: Sequence[memoryview], key: int) -> None:
         self._connection = connection
         self._slots = slots

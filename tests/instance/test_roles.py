@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from core.config import Role
+from core.config import ClusterConfig, Role, parse_config
 from core.errors import Unavailable
 from core.messages import Address
 from core.sampling import SamplingParams
 from mail.keys import ClusterKeys
 from tests.support.gateway import ScriptedGateway
 from tests.support.instances import Instances, simulated_config
+from tests.support.reference import generate
+from tooling.model_factory import make_model
 
 KEYS = ClusterKeys.generate()
-PROMPTS = [[(7 * i + 3 * j) % 1000 for j in range(20 + 9 * i)] for i in range(8)]
+PROMPTS = [[(7 * i + 3 * j) % 500 for j in range(20 + 9 * i)] for i in range(8)]
 FLIPS = [
     (Role.PREFILL, Role.DECODE, Role.DECODE),
     (Role.DECODE, Role.PREFILL, Role.DECODE),
@@ -42,10 +44,11 @@ class Wish:
 class Flips:
     """Keeps streams going over instances whose roles change, as a gateway does: by the roles that it believes in."""
 
-    def __init__(self, gateway: ScriptedGateway, instances: Instances, tokens: int) -> None:
+    def __init__(self, gateway: ScriptedGateway, instances: Instances, tokens: int, temperature: float) -> None:
         self.gateway = gateway
         self.instances = instances
         self.tokens = tokens
+        self.temperature = temperature
         self.roles = dict.fromkeys(instances.addresses, Role.MIXED)
         self.done: list[Wish] = []
         self._seeds = itertools.count()
@@ -72,13 +75,13 @@ class Flips:
         )
 
     def wishes(self, count: int) -> list[Wish]:
-        made = [
-            Wish(PROMPTS[seed % len(PROMPTS)], SamplingParams(max_tokens=self.tokens, seed=seed))
-            for seed in itertools.islice(self._seeds, count)
-        ]
+        made = [Wish(PROMPTS[seed % len(PROMPTS)], self._sampling(seed)) for seed in itertools.islice(self._seeds, count)]
         for wish in made:
             self.serve(wish)
         return made
+
+    def _sampling(self, seed: int) -> SamplingParams:
+        return SamplingParams(max_tokens=self.tokens, min_tokens=self.tokens, seed=seed, temperature=self.temperature)
 
     def look(self, wish: Wish) -> bool:
         """Whether it is done. A refusal is tried elsewhere, with what was delivered."""
@@ -97,10 +100,30 @@ class Flips:
         return False
 
 
-def flip_under_streams(folder: Path, *, streams: int, flips: int, period_s: float, tokens: int) -> Flips:
-    config = simulated_config(folder, "mixed", "mixed", "mixed", health={"heartbeat_s": 0.02}, cost={"step_s": 2e-3})
+def simulated(folder: Path) -> ClusterConfig:
+    return simulated_config(folder, "mixed", "mixed", "mixed", health={"heartbeat_s": 0.02}, cost={"step_s": 2e-3})
+
+
+def real(folder: Path) -> ClusterConfig:
+    """Three instances of a tiny model in fp32."""
+    make_model(folder / "model", "llama", dtype="float32", seed=3)
+    return parse_config(
+        {
+            "model": str(folder / "model"),
+            "dtype": "float32",
+            "engine": {"kv_bytes": 16 << 20, "max_num_batched_tokens": 64, "threads": 1},
+            "pools": [{"role": "mixed", "name": f"mixed{index}"} for index in range(3)],
+            "health": {"heartbeat_s": 0.02, "dead_after_s": 20.0},
+            "transfer": {"lease_s": 20.0},
+        }
+    )
+
+
+def flip_under_streams(
+    config: ClusterConfig, *, streams: int, flips: int, period_s: float, tokens: int, temperature: float = 1.0
+) -> Flips:
     with ScriptedGateway(KEYS) as gateway, Instances(config, [gateway.address], keys=KEYS) as instances:
-        show = Flips(gateway, instances, tokens)
+        show = Flips(gateway, instances, tokens, temperature)
         wishes = show.wishes(streams)
         for index in range(flips):
             show.flip(FLIPS[index % len(FLIPS)])
@@ -129,12 +152,28 @@ def flip_under_streams(folder: Path, *, streams: int, flips: int, period_s: floa
 
 
 def test_no_stream_notices_that_instances_change_their_roles(tmp_path: Path) -> None:
-    show = flip_under_streams(tmp_path, streams=8, flips=8, period_s=0.3, tokens=60)
+    show = flip_under_streams(simulated(tmp_path), streams=8, flips=8, period_s=0.3, tokens=60)
     assert len(show.done) > 8
+
+
+def test_the_tokens_of_a_real_model_are_those_of_generate_whatever_the_roles(tmp_path: Path) -> None:
+    show = flip_under_streams(real(tmp_path), streams=8, flips=6, period_s=0.5, tokens=24, temperature=0.0)
+    expected = dict(zip(map(tuple, PROMPTS), generate(tmp_path / "model", PROMPTS, 24), strict=True))
+    assert len(show.done) > 8
+    assert all(wish.output == expected[tuple(wish.prompt)] for wish in show.done)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_real_model_under_64_streams_and_a_minute_of_flips(tmp_path: Path) -> None:
+    show = flip_under_streams(real(tmp_path), streams=64, flips=12, period_s=5.0, tokens=24, temperature=0.0)
+    expected = dict(zip(map(tuple, PROMPTS), generate(tmp_path / "model", PROMPTS, 24), strict=True))
+    assert len(show.done) > 64
+    assert all(wish.output == expected[tuple(wish.prompt)] for wish in show.done)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_no_stream_of_64_notices_a_minute_of_flips(tmp_path: Path) -> None:
-    show = flip_under_streams(tmp_path, streams=64, flips=12, period_s=5.0, tokens=400)
+    show = flip_under_streams(simulated(tmp_path), streams=64, flips=12, period_s=5.0, tokens=400)
     assert len(show.done) > 64

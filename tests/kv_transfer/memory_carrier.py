@@ -75,6 +75,8 @@ class MemoryAcceptance:
 
 
 class MemoryOutgoing:
+    moves_bytes = False
+
     def __init__(self, connection: Connection, channel: Channel) -> None:
         self._connection, self._channel = connection, channel
         self._held: list[int] = []

@@ -502,6 +502,19 @@ def test_a_receiver_that_hangs_costs_its_own_sessions_and_nobody_elses() -> None
     assert (target.pages[0][0] == source.pages[0][0]).all()
 
 
+def test_one_thread_sends_what_no_send_carries() -> None:
+    """A second one is for sends that take as long as gathering does; here each would only wake for nothing."""
+    shape = [LayerShape(8, 128, 128)]
+    source, target = filled(layout(256, shapes=shape), 32), poisoned(layout(256, shapes=shape), 32)
+    with connected(source, target, carriers=carriers_for("shm")) as pair:
+        pair.receiver.open(1, "a", range(32), 0, 32 * 256, 30.0)
+        session = pair.sender.begin("a", 1, pair.receiver.endpoint, range(32), 0, 32 * 256, 30.0)
+        session.push(0, 0, 32 * 256)
+        session.finish(b"")
+        pair.sent.expect(Delivered)
+        assert [thread.name for thread in threading.enumerate()].count(f"kv-sender {pair.receiver.endpoint}") == 1
+
+
 def test_payloads_that_are_lost_cost_their_sessions_and_no_room_for_good() -> None:
     carrier = Watched(lambda number: "lose" if number % 2 else "")
     with connected(carriers=[carrier]) as pair:

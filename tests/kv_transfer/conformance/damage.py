@@ -41,6 +41,7 @@ class DamagedOffer:
 
 class DamagedOutgoing:
     def __init__(self, inner: Outgoing, damage: Damage) -> None:
+        self.moves_bytes = inner.moves_bytes
         self._inner = inner
         self._damage = damage
 
