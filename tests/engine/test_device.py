@@ -130,41 +130,6 @@ def test_every_thread_that_uses_the_runner_is_bound_first() -> None:
     assert len(bound) == 2
 
 
-def test_its_silence_grows_only_while_a_step_is_in_flight_and_ends_with_every_sign_of_life() -> None:
-    clock, runner, layers = ManualClock(), GatedRunner(steps_ahead=0), []
-    done = threading.Event()
-    with device(runner, clock=clock, on_done=done.set) as it:
-        clock.advance(50)
-        assert it.progress_age_s(clock.now()) == 0
-
-        def heard(layer: int) -> None:
-            layers.append(it.progress_age_s(clock.now()))
-            clock.advance(3)
-
-        it.launch(plan(1, first=True), heard)
-        runner.wait_for("wait", 1)
-        clock.advance(7)
-        assert it.progress_age_s(clock.now()) == 7
-        runner.gate.release()
-        assert done.wait(PATIENCE_S)
-        assert layers == [0, 0]
-        clock.advance(50)
-        assert it.progress_age_s(clock.now()) == 0
-
-
-def test_a_step_that_no_thread_has_seen_yet_is_not_as_old_as_the_last_sign_of_life() -> None:
-    clock, runner, bound = ManualClock(), GatedRunner(steps_ahead=0), threading.Event()
-    runner.gate.release()
-    with device(runner, clock=clock, bind_thread=lambda: bound.wait(PATIENCE_S)) as it:
-        clock.advance(50)
-        step = it.launch(plan(1, first=True))
-        assert it.progress_age_s(clock.now()) == 0
-        clock.advance(4)
-        assert it.progress_age_s(clock.now()) == 4
-        bound.set()
-        it.collect(step)
-
-
 def test_closed_it_ends_what_was_launched_and_fails_what_comes_later() -> None:
     runner = GatedRunner(steps_ahead=1)
     it = Device(runner)
