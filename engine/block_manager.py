@@ -170,11 +170,10 @@ class BlockManager:
         sequence.tenancy += 1
 
     def collected(self, step: int) -> None:
-        """All steps up to this one are done: what cooled until then is free."""
+        """This step is done, and all before it were: what cooled until then is free. Every step is named once."""
         self._collected = step
-        for done in [other for other in self._cooling if other <= step]:
-            for blocks in self._cooling.pop(done):
-                self._release(blocks)
+        for blocks in self._cooling.pop(step, ()):
+            self._release(blocks)
 
     def _release(self, blocks: list[int]) -> None:
         self.freed += len(blocks)

@@ -270,6 +270,7 @@ class TorchRunner:
             scratch_block=self.num_blocks,
         )
         forward = partial(_forward, self._loaded, self._backend, layers)
+        self._rows.reserve(max_num_seqs + 2)  # and one for a sign of life: what recordings read must not move
         try:
             self._recorded = RecordedDecode(forward, self._rows, limits, self.device, recorder)
             return self._check_recorded(self._recorded)
