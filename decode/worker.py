@@ -123,7 +123,7 @@ class DecodeWorker:
         self._receiver.open(
             grant=self._last_grant,
             attempt=sequence_id,
-            blocks=tuple(sequence.blocks),
+            blocks=tuple(sequence.tables[0]),
             first_token=sequence.cached_tokens,
             num_tokens=len(sequence.tokens),
             lease_s=self._lease_s,

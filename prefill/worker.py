@@ -196,7 +196,7 @@ class PrefillWorker:
             attempt=reading.attempt.name,
             grant=grant.grant,
             endpoint=grant.kv_endpoint,
-            blocks=reading.sequence.blocks,
+            blocks=reading.sequence.tables[0],
             first_token=grant.first_token,
             num_tokens=_prefilled_tokens(reading),
             lease_s=grant.lease_s,

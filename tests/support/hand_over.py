@@ -86,7 +86,7 @@ class HandOver:
         self.writer.reserve(sequence)
         assert [admission.sequence for admission in self.writer.admissions()] == [sequence]
         self.receiver.open(
-            number, sequence.sequence_id, tuple(sequence.blocks), sequence.cached_tokens, len(sequence.tokens), LEASE_S
+            number, sequence.sequence_id, tuple(sequence.tables[0]), sequence.cached_tokens, len(sequence.tokens), LEASE_S
         )
 
     def _pushed(self, parts: tuple[Part, ...], layer: int) -> None:
@@ -104,7 +104,7 @@ class HandOver:
             attempt=name,
             grant=grants.index(name),
             endpoint=self.receiver.endpoint,
-            blocks=part.sequence.blocks,
+            blocks=part.sequence.tables[0],
             first_token=sequence.cached_tokens,
             num_tokens=len(sequence.tokens),
             lease_s=LEASE_S,
