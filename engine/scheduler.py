@@ -144,6 +144,7 @@ class Scheduler:
     def hold(self, sequence: Sequence) -> None:
         """Take a running sequence out of the batch and keep its blocks."""
         self._residents.leave(sequence)
+        self.blocks.settle(sequence)
         self._residents.enter(sequence, Status.HELD)
 
     def remove(self, sequence: Sequence, keep_cached: bool = True) -> None:
@@ -174,7 +175,7 @@ class Scheduler:
             if not claim.incoming and (budget <= 0 or len(self._residents.running) >= self._max_num_seqs):
                 passed += 1
                 passed_blocks += self._room.wanted(claim)
-                if self._waiting.reservations == 0 or passed > MAX_PASSED or passed_blocks > self.blocks.free_blocks:
+                if self._waiting.reservations == 0 or passed > MAX_PASSED or passed_blocks > self.blocks.available_blocks:
                     return
             elif self._take(claim, passed_blocks, may_preempt and passed == 0):
                 budget -= self._enter_blocks(claim, budget, parts)
@@ -231,6 +232,9 @@ class Scheduler:
             budget -= self._schedule_chunk(sequence, budget, parts)
         if not preempted:
             self._admit(budget, parts, may_preempt)
+        if self.blocks.windowed:
+            for part in parts:
+                self.blocks.advance(part.sequence, part.start + part.count)
         self._stalled = not parts and not preempted
         return Decision(tuple(parts), tuple(preempted)) if parts else None
 
@@ -288,10 +292,12 @@ class Scheduler:
     def _grow_running(self, may_preempt: bool) -> list[Sequence] | None:
         """Oldest first, at the cost of the youngest."""
         preempted: list[Sequence] = []
-        size, index = self.blocks.block_size, 0
+        if not self.blocks.windows.full:
+            return preempted
+        group, size, index = self.blocks.windows.full[0], self.blocks.block_size, 0
         while index < len(self._residents.running):
             sequence = self._residents.running[index]
-            if sequence.total_tokens <= len(sequence.tables[0]) * size or self.blocks.grow(sequence):
+            if sequence.total_tokens <= len(sequence.tables[group]) * size or self.blocks.grow(sequence):
                 index += 1
             elif may_preempt:
                 preempted.append(self._preempt())
@@ -322,9 +328,10 @@ class Scheduler:
         # The last token is drawn but never computed.
         drawn = 0 if sequence.hold else max(0, sequence.sampling.max_tokens - sequence.output_tokens - 1)
         tokens = len(sequence.tokens) + drawn
-        if self.blocks.blocks_for(tokens) > self.blocks.num_blocks:
-            capacity_tokens = self.blocks.num_blocks * self.blocks.block_size
-            raise ContextLengthExceeded(f"Got {tokens} tokens to keep but the KV cache holds {capacity_tokens}", "max_tokens")
+        blocks = self.blocks.kept_for(tokens) + self.blocks.windows.promise(sequence, decodes=False)
+        if blocks > self.blocks.num_blocks:
+            needed = f"{tokens} tokens to keep, in {blocks} blocks of {self.blocks.block_size}"
+            raise ContextLengthExceeded(f"Got {needed}, but the KV cache has {self.blocks.num_blocks}", "max_tokens")
 
     def _enter(self, sequence: Sequence) -> None:
         self._next_arrival += 1

@@ -153,7 +153,7 @@ def test_a_blocked_head_is_matched_once_not_in_every_turn() -> None:
     it.add(blocker)
     for _ in range(20):
         compute(it)
-    cache = it.blocks._block_of = CountingCache(it.blocks._block_of)
+    cache = it.blocks._contents._block_of = CountingCache(it.blocks._contents._block_of)
     it.add(sequence("head", tokens + [3] * 200, 1, hold=True))
     for _ in range(15):
         compute(it)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from core.clock import ManualClock
 from core.config import EngineConfig
+from core.groups import layer_groups
 from core.sampling import SamplingParams
 from engine.attention.cpu import CpuAttention
 from engine.attention.flash import FlashAttention
@@ -25,7 +26,7 @@ from engine.decision import Part
 from engine.engine import Engine
 from engine.kv_cache import allocate, layout_of
 from engine.model import load_model
-from engine.plan import BlocksAdded, Scheduled, StepPlan
+from engine.plan import Admitted, BlocksAdded, Scheduled, StepPlan
 from engine.runner_rows import RunnerRows
 from engine.sequence import Sequence
 from engine.torch_runner import TorchRunner
@@ -52,7 +53,9 @@ BACKENDS = {"tape": (TapeRecorder, RecordableSdpa), "again": (AgainRecorder, Rec
 
 def runner_of(folder, recorder=None, *, backend=None, num_blocks=40, max_num_seqs=6, **options):
     loaded = load_model(folder, max_model_len=128, **options)
-    cache = allocate(layout_of(loaded.layers, loaded.dtype, BLOCK), num_blocks, CPU, scratch=True)
+    layout = layout_of(loaded.layers, loaded.dtype, BLOCK)
+    more = 2 * num_blocks * (len(layer_groups(layout).groups) - 1)
+    cache = allocate(layout, num_blocks + more, CPU, scratch=True)
     runner = TorchRunner(loaded, Selection(backend or RecordableSdpa()), cache)
     if recorder is not None:
         runner.capture_decode(max_num_seqs, recorder)
@@ -147,7 +150,7 @@ def test_over_any_steps_padding_names_only_the_scratch_block_and_live_rows_only_
         parts = decoding(contexts)
         logits = recorded.logits(plans(*parts))
         batch, bucket = recorded.forward.batches[-1], next(b for b in recorded.decode.buckets if b >= len(contexts))
-        attention, live = batch.attention, len(contexts)
+        (attention,), live = batch.attention, len(contexts)
         assert logits.tolist() == [[part.sequence.tokens[-1], part.start] for part in parts]
         assert (attention.max_query_len, attention.max_context_len) == (1, 20)
         assert attention.block_tables.shape == (bucket, 5)
@@ -168,10 +171,31 @@ def test_a_row_reads_the_token_it_drew_last_and_the_blocks_it_got_since():
     recorded.logits(Plans()(part))
     recorded.rows.keep_drawn([0], torch.tensor([77]))
     logits = recorded.logits(StepPlan(2, (Scheduled(0, 8, 1, True),), blocks=(BlocksAdded(0, 2, (33,)),)))
-    attention = recorded.forward.batches[-1].attention
+    (attention,) = recorded.forward.batches[-1].attention
     assert logits.tolist() == [[77, 8]]
     assert attention.block_tables.tolist() == [[*part.sequence.tables[0], 33, 90, 90]]
     assert attention.slots.tolist() == [33 * BLOCK]
+
+
+def test_each_group_of_layers_has_its_own_tables_and_what_a_window_left_is_no_block_of_its_own():
+    limits = Limits(batch=2, rows=3, table_width=5, context_len=20, block_size=BLOCK, scratch_block=90, groups=2)
+    rows, forward = RunnerRows(CPU, 2), Seen()
+    recorded = RecordedDecode(forward, rows, limits, CPU, AgainRecorder())
+    plan = StepPlan(
+        1,
+        (Scheduled(2, 9, 1, True),),
+        admitted=(Admitted(2, tuple(range(10)), 10, GREEDY),),
+        blocks=(BlocksAdded(2, 0, (3, 4, 5)), BlocksAdded(2, 1, (6, 7), 1)),
+    )
+    later = StepPlan(2, (Scheduled(2, 12, 1, True),), blocks=(BlocksAdded(2, 3, (8,)), BlocksAdded(2, 3, (9,), 1)))
+    seen = []
+    for step in (plan, later):
+        rows.apply(step)
+        recorded.follow(step)
+        assert recorded.logits(step) is not None
+        seen.append([(group.block_tables.tolist(), group.slots.tolist()) for group in forward.batches[-1].attention])
+    assert seen[0] == [([[3, 4, 5, 90, 90]], [5 * BLOCK + 1]), ([[90, 6, 7, 90, 90]], [7 * BLOCK + 1])]
+    assert seen[1] == [([[3, 4, 5, 8, 90]], [8 * BLOCK]), ([[90, 6, 7, 9, 90]], [9 * BLOCK])]
 
 
 def test_only_what_changes_of_the_block_tables_is_copied():
@@ -406,7 +430,7 @@ def test_an_engine_that_replays_gives_the_eager_tokens_under_preemption_and_pref
     sizes = serve(runner, replayed)
     assert [s.tokens for s in replayed] == [s.tokens for s in eager]
     assert len({token for s in eager for token in s.tokens[s.prompt_tokens :]}) > 30
-    assert sum(s.preemptions for s in replayed) > 0
+    assert (sum(s.preemptions for s in replayed) > 0) == (architecture != "mistral"), "windows take what they were promised"
     assert sum(s.cached_tokens for s in replayed) > 0
     assert recorder.replayed - checked > 10
     assert {1, 4} <= sizes

@@ -157,7 +157,7 @@ def test_a_runner_takes_a_step_ahead_only_where_a_device_computes_meanwhile(runn
 def test_rows_change_even_where_the_computation_fails(runner, plan, monkeypatch):
     """Otherwise the next plan would drop rows that were never there."""
     s = sequence("a", [5, 6, 7], [3])
-    monkeypatch.setattr("engine.torch_runner._forward", Event.synchronize)
+    monkeypatch.setattr("engine.torch_runner.TorchRunner._forward", Event.synchronize)
     with pytest.raises(TypeError):
         runner.launch(plan(Part(s, 0, 3, True)))
     monkeypatch.undo()

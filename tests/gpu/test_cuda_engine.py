@@ -128,4 +128,4 @@ def test_the_cache_takes_its_share_of_free_memory_and_leaves_room_for_the_larges
     free, _ = torch.cuda.mem_get_info(cuda)
     config = EngineConfig(memory_utilization=0.2, max_num_seqs=4096, max_num_batched_tokens=8192)
     runner = TorchRunner.load(folder, config, device=cuda)
-    assert 0.1 * free < runner.num_blocks * runner.layout.bytes_per_block < 0.21 * free
+    assert 0.1 * free < runner.num_blocks * runner.layout.block_size * runner.layout.bytes_per_token < 0.21 * free
