@@ -12,11 +12,11 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.layout import KVLayout, Span, needed
+from core.layout import KVLayout, Span
 from kv_transfer.coverage import Coverage
-from kv_transfer.frames import Begin, Finish, Kind, SessionDigest, pack_body, pack_frame, pack_header, piece_tokens
+from kv_transfer.frames import Begin, Finish, Kind, SessionDigest, begin_of, pack_body, pack_frame, pack_header, piece_tokens
 from kv_transfer.store import Fence
-from kv_transfer.terms import check_push, check_room, check_tail
+from kv_transfer.terms import Terms, check_push, check_room, check_tail
 
 
 @dataclass(slots=True)
@@ -43,25 +43,15 @@ class Piece:
 class Outbound:
     """`blocks` is kept by reference and may grow at its end: a push takes over the ids it needs at that moment."""
 
-    def __init__(
-        self,
-        layout: KVLayout,
-        attempt: str,
-        grant: int,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        windowed: bool = False,
-    ) -> None:
-        self.attempt = attempt
-        self.grant = grant
+    def __init__(self, layout: KVLayout, terms: Terms, blocks: Sequence[int]) -> None:
+        self.attempt = terms.attempt
+        self.grant = terms.grant
         self.blocks: list[int] = []
         self.kv_bytes = 0
         self._layout = layout
         self._source = blocks
-        tokens = Span(first_token, num_tokens)
-        self._begin = Begin(attempt, layout.region(tokens), windowed)
-        self._coverage = Coverage(needed(layout, tokens, windowed))
+        self._begin = begin_of(terms, layout)
+        self._coverage = Coverage(terms.needed(layout))
         self._waiting: OrderedDict[int, deque[Piece]] = OrderedDict()
         self._tail: bytes | None = None
         self._unstamped = 0

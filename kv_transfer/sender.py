@@ -22,7 +22,7 @@ from kv_transfer.send_session import LinkSession
 from kv_transfer.sessions import SendSession
 from kv_transfer.store import Fence, KVStore
 from kv_transfer.sweeper import Sweeper
-from kv_transfer.terms import check_terms
+from kv_transfer.terms import Terms
 from kv_transfer.transport import Transport
 
 _log = logging.getLogger(__name__)
@@ -107,35 +107,23 @@ class KVSender:
         self._closed = False
         self._sweeper = Sweeper(self.sweep, "kv-sender-deadlines")
 
-    def begin(
-        self,
-        attempt: str,
-        grant: int,
-        endpoint: str,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        lease_s: float,
-        incarnation: int | None = None,
-        windowed: bool = False,
-    ) -> SendSession:
-        if num_tokens < 0:
-            raise ValueError(f"Got {num_tokens = } but expected a number of tokens")
+    def begin(self, terms: Terms, endpoint: str, blocks: Sequence[int], incarnation: int | None = None) -> SendSession:
+        if terms.num_tokens < 0:
+            raise ValueError(f"Got num_tokens = {terms.num_tokens} but expected a number of tokens")
         try:
-            check_terms(grant, first_token, num_tokens, lease_s)
+            terms.check()
         except ValueError as error:
             with self._lock:
                 self._check_open()
-            return self._refused(attempt, grant, f"an impossible grant: {error}")
-        outbound = Outbound(self._store.layout, attempt, grant, blocks, first_token, num_tokens, windowed)
-        session = LinkSession(outbound, lease_s)
+            return self._refused(terms, f"an impossible grant: {error}")
+        session = LinkSession(Outbound(self._store.layout, terms, blocks), terms.lease_s)
         with self._lock:
             self._check_open()
             link = self._link(endpoint, incarnation)
             taken = link.add(session)
         if not taken:
-            return self._refused(attempt, grant, f"{endpoint} has given grant {grant} twice")
-        self._sweeper.wake_within(lease_s)
+            return self._refused(terms, f"{endpoint} has given grant {terms.grant} twice")
+        self._sweeper.wake_within(terms.lease_s)
         return LinkedSession(link, session, self._sweeper)
 
     def sweep(self) -> float | None:
@@ -185,9 +173,9 @@ class KVSender:
         if self._closed:
             raise TransferAborted("the sender is closed")
 
-    def _refused(self, attempt: str, grant: int, reason: str) -> RefusedSession:
-        self._emit(SendFailed(attempt, TransferError(reason)))
-        return RefusedSession(attempt, grant)
+    def _refused(self, terms: Terms, reason: str) -> RefusedSession:
+        self._emit(SendFailed(terms.attempt, TransferError(reason)))
+        return RefusedSession(terms.attempt, terms.grant)
 
     def _emit(self, event: Delivered | SendFailed) -> None:
         try:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from kv_transfer.store import Fence
+from kv_transfer.terms import Terms
 
 
 class SendSession(Protocol):
@@ -56,34 +57,22 @@ class SendSession(Protocol):
 class Sender(Protocol):
     """The sending side of one store."""
 
-    def begin(
-        self,
-        attempt: str,
-        grant: int,
-        endpoint: str,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        lease_s: float,
-        incarnation: int | None = None,
-        windowed: bool = False,
-    ) -> SendSession:
-        """Start sending tokens `[first_token, num_tokens)` of the sequence in `blocks` to a grant.
+    def begin(self, terms: Terms, endpoint: str, blocks: Sequence[int], incarnation: int | None = None) -> SendSession:
+        """Start sending what `terms` say of the sequence in `blocks` to the grant at `endpoint`.
+
+        The session fails when the peer takes nothing that waits for it for a lease, or does not commit within one after the
+        last frame. Waiting for pushes costs no lease.
 
         Args:
             blocks: kept by reference; may grow at its end until the last push. If the engine takes blocks back (preempts),
                 `abort` first.
-            lease_s: the session fails when the peer takes nothing that waits for it for this long, or does not commit
-                within it after the last frame. Waiting for pushes costs no lease.
             incarnation: the receiver's, if the caller knows it; another one at the endpoint fails the session.
-            windowed: of each layer only what its sliding window still sees behind `num_tokens`; the receiver's grant must
-                say the same.
 
-        `grant`, `endpoint`, `first_token`, `lease_s`, `incarnation` and `windowed` are a peer's words: what is wrong with
-        them fails the session by an event.
+        All but `blocks` is a peer's word: what is wrong with it, or differs from what the receiver was told, fails the session
+        by an event.
 
         Raises:
-            ValueError: `num_tokens` is negative.
+            ValueError: `terms.num_tokens`, which is the caller's own, is negative.
             TransferAborted: the sender is closed.
         """
 
@@ -102,24 +91,15 @@ class Receiver(Protocol):
     @property
     def open_grants(self) -> int: ...
 
-    def open(
-        self,
-        grant: int,
-        attempt: str,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        lease_s: float,
-        windowed: bool = False,
-    ) -> None:
-        """Let the sender of `attempt` fill tokens `[first_token, num_tokens)` of the sequence in `blocks`.
+    def open(self, terms: Terms, blocks: Sequence[int]) -> None:
+        """Let the sender of `terms.attempt` fill what `terms` say of the sequence in `blocks`.
 
-        Until an event about it, or `close`, the blocks belong to the transfer. The lease runs `lease_s` seconds from now,
-        from each sign of life of the sender's session and from each `renew`. With `windowed`, what no sliding window sees
-        any more is not sent, and the blocks hold rubbish there.
+        Until an event about it, or `close`, the blocks belong to the transfer. The lease runs from now, from each sign of life
+        of the sender's session and from each `renew`. If the terms are windowed, what no sliding window sees any more is not
+        sent, and the blocks hold rubbish there.
 
         Raises:
-            ValueError: the grant is open already, or its tokens do not fit its blocks.
+            ValueError: the grant is open already, there cannot be such terms, or the tokens do not fit the blocks.
             TransferAborted: the receiver has stopped.
         """
 

@@ -20,6 +20,7 @@ from kv_transfer.frames import payload_digest
 from kv_transfer.outbound import Outbound
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
+from kv_transfer.terms import Terms
 from kv_transfer.transport import Buffer, Transport
 from kv_transfer.transports.inproc import InprocTransport
 
@@ -137,16 +138,13 @@ def connected(
 def session_frames(
     store: ByteStore,
     seed: int,
-    grant: int,
-    attempt: str,
+    terms: Terms,
     blocks: Sequence[int],
-    first_token: int,
-    num_tokens: int,
     pushes: Sequence[tuple[int, int, int]],
     tail: bytes = b"tail",
 ) -> list[bytes]:
     """The frames of one session as an honest sender makes them, one per push."""
-    outbound = Outbound(store.layout, attempt, grant, blocks, first_token, num_tokens)
+    outbound = Outbound(store.layout, terms, blocks)
     frames: list[bytes] = []
 
     def drain() -> None:

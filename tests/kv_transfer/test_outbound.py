@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from core.layout import LayerShape
 from kv_transfer.frames import HEADER_BYTES, PIECE_BYTES, Kind, parse_header
 from kv_transfer.outbound import Outbound
+from kv_transfer.terms import Terms
 from tests.kv_transfer.rig import layout
 
 LAYERS, SEED = 3, 7
@@ -23,7 +24,7 @@ def drain(outbound: Outbound) -> list[tuple[int, int, int]]:
 
 
 def make(first: int = 0, stop: int = 16, blocks: list[int] | None = None) -> Outbound:
-    return Outbound(layout(4), "attempt", 1, [4, 3, 2, 1] if blocks is None else blocks, first, stop)
+    return Outbound(layout(4), Terms(1, "attempt", first, stop, 30.0), [4, 3, 2, 1] if blocks is None else blocks)
 
 
 @given(
@@ -58,7 +59,7 @@ def test_adjacent_pushes_that_wait_leave_as_one_piece_per_layer() -> None:
 
 def test_large_pushes_leave_in_pieces_of_a_mebibyte() -> None:
     shape = layout(16, shapes=[LayerShape(8, 128, 128)])
-    outbound = Outbound(shape, "attempt", 1, list(range(100)), 0, 1000)
+    outbound = Outbound(shape, Terms(1, "attempt", 0, 1000, 30.0), list(range(100)))
     outbound.push(0, 0, 1000, None)
     pieces = drain(outbound)
     most = PIECE_BYTES // shape.layer_bytes_per_token(0)

@@ -19,7 +19,7 @@ from engine.engine import Engine
 from engine.simulated_runner import SimulatedRunner
 from kv_transfer.events import SendFailed
 from kv_transfer.store import Fence
-from kv_transfer.terms import check_push, check_room, check_tail, check_terms
+from kv_transfer.terms import Terms, check_push, check_room, check_tail
 
 PREFILL = Address("prefill", 1, "tcp://prefill")
 DECODE = Address("decode", 1, "tcp://decode")
@@ -87,32 +87,37 @@ LAYOUT = KVLayout.whole(layers=(LayerShape(1, 4, 4),) * LAYERS, dtype="float32",
 class FakeSession:
     """Remembers which tokens of which layer were pushed. A call that would fail a real session fails the test."""
 
-    attempt: str
-    grant: int
+    terms: Terms
     blocks: Sequence[int]
-    first_token: int
-    num_tokens: int
     pushed: dict[int, set[int]] = field(default_factory=dict)
     fences: list[Fence | None] = field(default_factory=list)
     tail: bytes | None = None
     aborted: str | None = None
     ended: bool = False
 
+    @property
+    def attempt(self) -> str:
+        return self.terms.attempt
+
+    @property
+    def grant(self) -> int:
+        return self.terms.grant
+
     def push(self, layer: int, start: int, count: int, fence: Fence | None = None) -> None:
         if self.ended:
             return
         assert self.tail is None
         check_push(LAYOUT, layer, start, count)
-        stop = min(start + count, self.num_tokens)
-        if stop > max(start, self.first_token):
+        stop = min(start + count, self.terms.num_tokens)
+        if stop > max(start, self.terms.first_token):
             check_room(LAYOUT, len(self.blocks), stop)
-        self.pushed.setdefault(layer, set()).update(range(max(start, self.first_token), stop))
+        self.pushed.setdefault(layer, set()).update(range(max(start, self.terms.first_token), stop))
         self.fences.append(fence)
 
     def finish(self, tail: bytes) -> None:
         if self.ended:
             return
-        everything = set(range(self.first_token, self.num_tokens))
+        everything = set(range(self.terms.first_token, self.terms.num_tokens))
         assert self.tail is None
         assert all(self.pushed.get(layer, set()) == everything for layer in range(LAYERS)), self.pushed
         check_tail(tail)
@@ -133,28 +138,16 @@ class FakeSender:
     failed: list[SendFailed] = field(default_factory=list)
     _grants: set[tuple[str, int | None, int]] = field(default_factory=set)
 
-    def begin(
-        self,
-        *,
-        attempt: str,
-        grant: int,
-        endpoint: str,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        lease_s: float,
-        incarnation: int | None = None,
-        windowed: bool = False,
-    ) -> FakeSession:
-        session = self.sessions[attempt] = FakeSession(attempt, grant, blocks, first_token, num_tokens)
+    def begin(self, terms: Terms, endpoint: str, blocks: Sequence[int], incarnation: int | None = None) -> FakeSession:
+        session = self.sessions[terms.attempt] = FakeSession(terms, blocks)
         try:
-            check_terms(grant, first_token, num_tokens, lease_s)
-            if (endpoint, incarnation, grant) in self._grants:
-                raise ValueError(f"Got grant {grant} twice")
+            terms.check()
+            if (endpoint, incarnation, terms.grant) in self._grants:
+                raise ValueError(f"Got grant {terms.grant} twice")
         except ValueError as error:
             session.ended = True
-            self.failed.append(SendFailed(attempt, TransferError(str(error))))
-        self._grants.add((endpoint, incarnation, grant))
+            self.failed.append(SendFailed(terms.attempt, TransferError(str(error))))
+        self._grants.add((endpoint, incarnation, terms.grant))
         return session
 
 
@@ -170,22 +163,12 @@ class FakeReceiver:
     def open_grants(self) -> int:
         return len(self.grants)
 
-    def open(
-        self,
-        *,
-        grant: int,
-        attempt: str,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        lease_s: float,
-        windowed: bool = False,
-    ) -> None:
-        check_terms(grant, first_token, num_tokens, lease_s)
-        check_room(LAYOUT, len(blocks), num_tokens)
-        if grant in self.grants:
-            raise ValueError(f"Got {grant = } but it is open already")
-        self.grants[grant] = attempt
+    def open(self, terms: Terms, blocks: Sequence[int]) -> None:
+        terms.check()
+        check_room(LAYOUT, len(blocks), terms.num_tokens)
+        if terms.grant in self.grants:
+            raise ValueError(f"Got grant = {terms.grant} but it is open already")
+        self.grants[terms.grant] = terms.attempt
 
     def renew(self, grant: int) -> bool:
         self.renewed.append(grant)

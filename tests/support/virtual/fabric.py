@@ -16,6 +16,7 @@ from kv_transfer.grants import GrantTable
 from kv_transfer.inbound import GrantEnded
 from kv_transfer.outbound import Outbound
 from kv_transfer.store import KVStore
+from kv_transfer.terms import Terms
 from tests.support.virtual.timeline import Timeline
 
 SEED = 7
@@ -45,18 +46,9 @@ class VirtualReceiver:
     def open_grants(self) -> int:
         return len(self.table)
 
-    def open(
-        self,
-        grant: int,
-        attempt: str,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        lease_s: float,
-        windowed: bool = False,
-    ) -> None:
-        self.table.open(grant, attempt, blocks, first_token, num_tokens, lease_s, windowed)
-        self._watch(lease_s)
+    def open(self, terms: Terms, blocks: Sequence[int]) -> None:
+        self.table.open(terms, blocks)
+        self._watch(terms.lease_s)
 
     def renew(self, grant: int) -> bool:
         return self.table.renew(grant)
@@ -124,25 +116,14 @@ class VirtualSender:
         self._free_s = 0.0
         self._sessions: list[VirtualSession] = []
 
-    def begin(
-        self,
-        attempt: str,
-        grant: int,
-        endpoint: str,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        lease_s: float,
-        incarnation: int | None = None,
-        windowed: bool = False,
-    ) -> VirtualSession:
+    def begin(self, terms: Terms, endpoint: str, blocks: Sequence[int], incarnation: int | None = None) -> VirtualSession:
         if self.closed:
             raise TransferAborted("the sender is closed")
-        session = VirtualSession(self, attempt, grant, endpoint, lease_s)
+        session = VirtualSession(self, terms, endpoint)
         self._sessions = [other for other in self._sessions if not other.ended]
         self._sessions.append(session)
         try:
-            session.outbound = Outbound(self.store.layout, attempt, grant, blocks, first_token, num_tokens, windowed)
+            session.outbound = Outbound(self.store.layout, terms, blocks)
         except ValueError as error:
             message = str(error)
             self.fabric.timeline.after(0.0, lambda: session.fail(TransferError(message)))
@@ -174,14 +155,14 @@ class WayBack:
 class VirtualSession:
     """A `kv_transfer.sessions.SendSession`."""
 
-    def __init__(self, sender: VirtualSender, attempt: str, grant: int, endpoint: str, lease_s: float) -> None:
-        self.attempt = attempt
-        self.grant = grant
+    def __init__(self, sender: VirtualSender, terms: Terms, endpoint: str) -> None:
+        self.attempt = terms.attempt
+        self.grant = terms.grant
         self.ended = False
         self.outbound: Outbound | None = None
         self._sender = sender
         self._endpoint = endpoint
-        self._lease_s = lease_s
+        self._lease_s = terms.lease_s
         self._began_s = sender.fabric.timeline.now()
         self.way = WayBack(self)
 
