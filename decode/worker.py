@@ -128,7 +128,7 @@ class DecodeWorker:
             num_tokens=len(sequence.tokens),
             lease_s=self._lease_s,
         )
-        self._receiver.open(terms, tuple(sequence.blocks))
+        self._receiver.open(terms, tuple(sequence.tables[0]))
         writing.grant = Grant(
             attempt=terms.attempt,
             grant=terms.grant,

@@ -89,8 +89,8 @@ class BlockManager:
 
     def fit(self, sequence: Sequence, spare_blocks: int = 0) -> Fit:
         """Whether `allocate` would give a sequence blocks, and if not, why. Nothing changes."""
-        if sequence.blocks:
-            raise ValueError(f"sequence {sequence.sequence_id} already owns {len(sequence.blocks)} blocks")
+        if sequence.tables:
+            raise ValueError(f"sequence {sequence.sequence_id} already owns {len(sequence.tables[0])} blocks")
         matched, next_content = self._match(sequence)
         fresh = self.blocks_for(len(sequence.tokens)) - len(matched)
         idle = sum(1 for block in matched if self._references[block] == 0)
@@ -99,7 +99,7 @@ class BlockManager:
     def give(self, sequence: Sequence, matched: list[int]) -> None:
         """Carry out a `fit` that lacks nothing, before anything else happens here.
 
-        Sets `blocks`, and `computed_tokens` to what the cache supplied.
+        Sets `tables`, and `computed_tokens` to what the cache supplied.
         """
         for block in matched:
             if self._references[block] == 0:
@@ -108,7 +108,7 @@ class BlockManager:
         fresh = self.blocks_for(len(sequence.tokens)) - len(matched)
         sequence.matched_blocks = len(matched)
         sequence.computed_tokens = sequence.launched_tokens = len(matched) * self.block_size
-        sequence.blocks = matched + [self._take() for _ in range(fresh)]
+        sequence.tables = [matched + [self._take() for _ in range(fresh)]]
 
     def owners_in_the_way(self, sequence: Sequence, spare_blocks: int, owners: Iterable[Sequence]) -> list[Sequence]:
         """The first of `owners` that would have to be freed for `allocate` to succeed; none if freeing them all would not do.
@@ -121,7 +121,7 @@ class BlockManager:
             if lacking <= 0:
                 break
             chosen.append(owner)
-            for block in owner.blocks:
+            for block in owner.tables[0]:
                 leaving[block] += 1
                 lacking -= leaving[block] == self._references[block] and block not in reused
         return chosen if lacking <= 0 else []
@@ -133,12 +133,13 @@ class BlockManager:
     def grow(self, sequence: Sequence) -> bool:
         """Make sure that there is room for the KV of all tokens, pending ones too. False, with nothing changed, if there is
         not."""
-        missing = self.blocks_for(sequence.total_tokens) - len(sequence.blocks)
+        (table,) = sequence.tables
+        missing = self.blocks_for(sequence.total_tokens) - len(table)
         if missing <= 0:
             return True
         if missing > self.free_blocks:
             return False
-        sequence.blocks.extend(self._take() for _ in range(missing))
+        table.extend(self._take() for _ in range(missing))
         return True
 
     def register(self, sequence: Sequence, first_token: int) -> None:
@@ -151,7 +152,7 @@ class BlockManager:
             return
         self._extend_hashes(sequence, end)
         for index in range(first, end):
-            block, content = sequence.blocks[index], sequence.block_hashes[index]
+            block, content = sequence.tables[0][index], sequence.block_hashes[index]
             if self._hash_of[block] is None and content not in self._block_of:
                 self._hash_of[block] = content
                 self._block_of[content] = block
@@ -161,11 +162,12 @@ class BlockManager:
         may be wrong, so nobody else will match what it wrote itself. A no-op on a sequence that owns nothing."""
         if not keep_cached:
             self._forget_doubtful(sequence)
-        if sequence.last_step > self._collected:
-            self._cooling.setdefault(sequence.last_step, []).append(sequence.blocks)
-        else:
-            self._release(sequence.blocks)
-        sequence.blocks = []
+        for table in sequence.tables:
+            if sequence.last_step > self._collected:
+                self._cooling.setdefault(sequence.last_step, []).append(table)
+            else:
+                self._release(table)
+        sequence.tables = []
         sequence.matched_blocks = sequence.computed_tokens = sequence.launched_tokens = sequence.pending_tokens = 0
         sequence.tenancy += 1
 
@@ -190,7 +192,7 @@ class BlockManager:
 
     def check(self, owners: Iterable[Sequence]) -> list[str]:
         """Every violated invariant, in words; `owners` are all live sequences. For tests and `/debug/invariants`."""
-        tables = [(sequence.sequence_id, list(sequence.blocks)) for sequence in owners]
+        tables = [(sequence.sequence_id, list(table)) for sequence in owners for table in sequence.tables]
         tables += [(f"gone at step {step}", blocks) for step, freed in self._cooling.items() for blocks in freed]
         counted = [0] * self.num_blocks
         places: dict[int, set[int]] = {}
@@ -267,9 +269,10 @@ class BlockManager:
         one sequence after the other for ever.
         """
         cooling = Counter(block for freed in self._cooling.values() for blocks in freed for block in blocks)
-        for index, block in enumerate(sequence.blocks):
-            if index >= sequence.matched_blocks or self._references[block] - cooling[block] == 1:
-                self._forget(block)
+        for table in sequence.tables:
+            for index, block in enumerate(table):
+                if index >= sequence.matched_blocks or self._references[block] - cooling[block] == 1:
+                    self._forget(block)
 
     def _forget(self, block: int) -> None:
         content = self._hash_of[block]

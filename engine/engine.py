@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from core.clock import Clock
 from core.config import EngineConfig
 from core.errors import ContextLengthExceeded, EngineFault, HetServeError, InvalidRequest, ProtocolError
+from core.groups import LayerGroup, LayerGroups
 from core.layout import KVLayout
 from core.request import FinishReason
 from core.sampling import SamplingParams
@@ -82,6 +83,8 @@ class Engine:
     def __init__(self, runner: ModelRunner, config: EngineConfig, clock: Clock) -> None:
         self._runner = runner
         self._clock = clock
+        shard = runner.layout.shard.layers
+        self._groups = LayerGroups((LayerGroup(tuple(range(shard.start, shard.stop))),))
         self._blocks = BlockManager(runner.num_blocks, runner.layout.block_size, config.prefix_cache)
         self._scheduler = Scheduler(
             self._blocks,
@@ -104,6 +107,11 @@ class Engine:
     @property
     def layout(self) -> KVLayout:
         return self._runner.layout
+
+    @property
+    def groups(self) -> LayerGroups:
+        """Which layers share a block table: `Sequence.tables[i]` is that of group `i`."""
+        return self._groups
 
     @property
     def num_blocks(self) -> int:
@@ -177,7 +185,7 @@ class Engine:
         """Another engine has room for this prompt with `hold`: from now on it keeps its blocks until it ends. False, and nothing
         else, if it has none (any more)."""
         sequence = self._sequences.get(sequence_id)
-        if sequence is None or not sequence.hold or not sequence.blocks:
+        if sequence is None or not sequence.hold or not sequence.tables:
             return False
         sequence.pinned = True
         return True
@@ -301,7 +309,7 @@ class Engine:
             running=len(active),
             context_tokens=sum(len(sequence.tokens) for sequence in active),
             free_blocks=self._blocks.free_blocks,
-            held_blocks=sum(len(sequence.blocks) for sequence in kept),
+            held_blocks=sum(len(sequence.tables[0]) for sequence in kept),
             steps=self._steps,
             step_age_s=max(0.0, self._clock.now() - self._alive_s) if self.has_work else 0.0,
         )
@@ -323,7 +331,7 @@ class Engine:
         self._outside_runner()
         vocabulary, limit = self._vocab_size, self._max_model_len
         sampling = sequence.sampling
-        if sequence.status is not Status.WAITING or sequence.blocks or sequence.computed_tokens:
+        if sequence.status is not Status.WAITING or sequence.tables or sequence.computed_tokens:
             raise ValueError(f"sequence {sequence.sequence_id} is not new: {sequence.status.value}")
         if sequence.sequence_id in self._sequences:
             raise InvalidRequest(f"sequence {sequence.sequence_id} is already here")

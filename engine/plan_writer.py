@@ -57,7 +57,7 @@ class PlanWriter:
         scheduled: list[Scheduled] = []
         blocks: list[BlocksAdded] = []
         for part, row in zip(parts, rows, strict=True):
-            own = part.sequence.blocks
+            own = part.sequence.tables[0]
             if row.blocks != len(own):
                 blocks.append(BlocksAdded(row.number, row.blocks, tuple(own[row.blocks :])))
                 row.blocks = len(own)
@@ -73,7 +73,7 @@ class PlanWriter:
         self._owed.append(row.number)
         self._step += 1
         item = Scheduled(row.number, 0, len(sequence.tokens), True)
-        return StepPlan(self._step, (item,), (), tuple(admitted), (BlocksAdded(row.number, 0, tuple(sequence.blocks)),))
+        return StepPlan(self._step, (item,), (), tuple(admitted), (BlocksAdded(row.number, 0, tuple(sequence.tables[0])),))
 
     def check(self) -> list[str]:
         """Every violated invariant, in words."""

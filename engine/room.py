@@ -52,7 +52,7 @@ class Room:
 
     def headroom(self, sequence: Sequence) -> int:
         """Of these, the blocks that somebody who has his tokens' blocks does not own yet."""
-        return max(0, self.wanted(sequence) - len(sequence.blocks))
+        return max(0, self.wanted(sequence) - sum(map(len, sequence.tables)))
 
     def give_up(self, blocks: int) -> None:
         """So many blocks need not be kept any longer: whoever they were kept for is gone."""

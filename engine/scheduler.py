@@ -254,10 +254,10 @@ class Scheduler:
         if len(self._residents.running) > self._max_num_seqs:
             wrong.append(f"{len(self._residents.running)} sequences run but {self._max_num_seqs} may")
         for sequence in members:
-            room = min(sequence.total_tokens, len(sequence.blocks) * self.blocks.block_size)
+            room = min([sequence.total_tokens, *[len(table) * self.blocks.block_size for table in sequence.tables]])
             if not 0 <= sequence.computed_tokens <= sequence.launched_tokens <= room:
                 counts = f"{sequence.computed_tokens} computed, {sequence.launched_tokens} launched tokens"
-                wrong.append(f"{sequence.sequence_id} has {counts} in {sequence.blocks}")
+                wrong.append(f"{sequence.sequence_id} has {counts} in {sequence.tables}")
         return wrong + self._residents.check() + self._waiting.check()
 
     def _schedule_chunk(self, sequence: Sequence, budget: int, parts: list[Part]) -> int:
@@ -291,7 +291,7 @@ class Scheduler:
         size, index = self.blocks.block_size, 0
         while index < len(self._residents.running):
             sequence = self._residents.running[index]
-            if sequence.total_tokens <= len(sequence.blocks) * size or self.blocks.grow(sequence):
+            if sequence.total_tokens <= len(sequence.tables[0]) * size or self.blocks.grow(sequence):
                 index += 1
             elif may_preempt:
                 preempted.append(self._preempt())

@@ -201,7 +201,7 @@ class PrefillWorker:
             lease_s=grant.lease_s,
         )
         session = reading.session = self._sender.begin(
-            terms, grant.kv_endpoint, reading.sequence.blocks, grant.decode.incarnation
+            terms, grant.kv_endpoint, reading.sequence.tables[0], grant.decode.incarnation
         )
         for layer, written in enumerate(reading.written):
             if written > 0:

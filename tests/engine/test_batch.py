@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def make(name: str, tokens: int, blocks: list[int]) -> Sequence:
-    return Sequence(name, [100 * len(name) + i for i in range(tokens)], 1, SamplingParams(), blocks=blocks)
+    return Sequence(name, [100 * len(name) + i for i in range(tokens)], 1, SamplingParams(), tables=[blocks])
 
 
 class Steps:
@@ -38,7 +38,7 @@ class Steps:
             for position in range(part.start, part.start + part.count):
                 ids.append(part.sequence.tokens[position])
                 positions.append(position)
-                slots.append(part.sequence.blocks[position // BLOCK] * BLOCK + position % BLOCK)
+                slots.append(part.sequence.tables[0][position // BLOCK] * BLOCK + position % BLOCK)
             starts.append(len(ids))
             if part.samples:
                 rows.append(len(ids) - 1)
@@ -52,7 +52,7 @@ class Steps:
         assert attention.max_query_len == max(part.count for part in parts)
         assert attention.max_context_len == max(part.start + part.count for part in parts)
         for part, table in zip(parts, attention.block_tables.tolist(), strict=True):
-            assert table == part.sequence.blocks + [0] * (len(table) - len(part.sequence.blocks))
+            assert table == part.sequence.tables[0] + [0] * (len(table) - len(part.sequence.tables[0]))
         types = [attention.query_start, attention.context_lens, attention.block_tables]
         assert {tensor.dtype for tensor in types} == {torch.int32}
         assert attention.slots.dtype == batch.input_ids.dtype == torch.int64
@@ -80,7 +80,7 @@ def test_a_sequence_that_grows_brings_its_new_blocks_and_the_tokens_drawn_here_a
     steps, sequence = Steps(), make("a", 1, [50])
     for position in range(80):
         if position and position % BLOCK == 0:
-            sequence.blocks.append(50 + position)
+            sequence.tables[0].append(50 + position)
         steps.check(Part(sequence, position, 1, samples=True))
     assert len(sequence.tokens) == 81
 
@@ -88,7 +88,7 @@ def test_a_sequence_that_grows_brings_its_new_blocks_and_the_tokens_drawn_here_a
 def test_a_sequence_back_from_preemption_uses_its_new_blocks_even_where_the_last_one_is_the_same():
     steps, sequence = Steps(), make("a", 8, [4, 5])
     steps.check(Part(sequence, 7, 1, samples=True))
-    sequence.blocks, sequence.tenancy = [9, 5, 6], 1
+    sequence.tables, sequence.tenancy = [[9, 5, 6]], 1
     steps.check(Part(sequence, 0, 9, samples=True))
 
 
@@ -123,11 +123,11 @@ def test_any_plan_over_any_steps_matches_the_slow_construction(data):
         parts = []
         for sequence in data.draw(st.lists(st.sampled_from(sequences), min_size=1, unique=True)):
             if data.draw(st.integers(0, 4)) == 0:
-                sequence.blocks, sequence.tenancy, done[sequence] = [], sequence.tenancy + 1, 0
+                sequence.tables, sequence.tenancy, done[sequence] = [[]], sequence.tenancy + 1, 0
             start = done[sequence]
             count = data.draw(st.integers(1, len(sequence.tokens) - start))
-            while len(sequence.blocks) * BLOCK < start + count:
-                sequence.blocks.append(next(free))
+            while len(sequence.tables[0]) * BLOCK < start + count:
+                sequence.tables[0].append(next(free))
             done[sequence] = start + count
             parts.append(Part(sequence, start, count, done[sequence] == len(sequence.tokens)))
         steps.check(*parts)

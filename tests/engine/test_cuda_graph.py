@@ -60,7 +60,7 @@ def runner_of(folder, recorder=None, *, backend=None, num_blocks=40, max_num_seq
 
 
 def sequence(name: str, tokens: list[int], blocks: list[int]) -> Sequence:
-    return Sequence(name, tokens, len(tokens), GREEDY, blocks=blocks)
+    return Sequence(name, tokens, len(tokens), GREEDY, tables=[blocks])
 
 
 def decoding(contexts: list[int], first_block: int = 0) -> list[Part]:
@@ -154,10 +154,10 @@ def test_over_any_steps_padding_names_only_the_scratch_block_and_live_rows_only_
         assert attention.query_start.tolist() == list(range(bucket + 1))
         assert batch.sample_rows.tolist() == list(range(bucket))
         assert attention.context_lens.tolist() == contexts + [1] * (bucket - live)
-        own = [part.sequence.blocks[part.start // BLOCK] * BLOCK + part.start % BLOCK for part in parts]
+        own = [part.sequence.tables[0][part.start // BLOCK] * BLOCK + part.start % BLOCK for part in parts]
         assert attention.slots.tolist() == own + [90 * BLOCK] * (bucket - live)
         assert batch.input_ids[0, live:].tolist() == batch.position_ids[0, live:].tolist() == [0] * (bucket - live)
-        tables = [part.sequence.blocks + [90] * (5 - len(part.sequence.blocks)) for part in parts]
+        tables = [part.sequence.tables[0] + [90] * (5 - len(part.sequence.tables[0])) for part in parts]
         assert attention.block_tables.tolist() == tables + [[90] * 5] * (bucket - live)
         assert addresses.setdefault(bucket, attention.query_start.data_ptr()) == attention.query_start.data_ptr()
 
@@ -170,7 +170,7 @@ def test_a_row_reads_the_token_it_drew_last_and_the_blocks_it_got_since():
     logits = recorded.logits(StepPlan(2, (Scheduled(0, 8, 1, True),), blocks=(BlocksAdded(0, 2, (33,)),)))
     attention = recorded.forward.batches[-1].attention
     assert logits.tolist() == [[77, 8]]
-    assert attention.block_tables.tolist() == [[*part.sequence.blocks, 33, 90, 90]]
+    assert attention.block_tables.tolist() == [[*part.sequence.tables[0], 33, 90, 90]]
     assert attention.slots.tolist() == [33 * BLOCK]
 
 
@@ -230,7 +230,7 @@ def test_a_replayed_step_computes_the_eager_logits_and_writes_nobody_elses_slots
     assert replaying.captured_batch_sizes == (1, 2, 4, 6)
     parts = decoding(contexts, first_block=3)
     plans = {eager: Plans(), replaying: Plans()}
-    used = {block for part in parts for block in part.sequence.blocks}
+    used = {block for part in parts for block in part.sequence.tables[0]}
     others = [block for block in range(40) if block not in used]
     pages = {}
     for runner in (eager, replaying):
@@ -242,7 +242,7 @@ def test_a_replayed_step_computes_the_eager_logits_and_writes_nobody_elses_slots
     got, wanted = (runner.logits(plans[runner](*parts)) for runner in (replaying, eager))
     assert recorder.replayed == before + (len(contexts) <= 6)
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
-    slots = sorted(part.sequence.blocks[part.start // BLOCK] * BLOCK + part.start % BLOCK for part in parts)
+    slots = sorted(part.sequence.tables[0][part.start // BLOCK] * BLOCK + part.start % BLOCK for part in parts)
     for runner, kept in pages.items():
         now = [tensor for layer in runner.layers for tensor in (layer.key, layer.value)]
         for old, new in zip(kept, now, strict=True):
@@ -255,7 +255,7 @@ def test_the_listener_hears_every_layer_in_order_once_a_replayed_step_has_writte
     parts, plan = decoding([6, 2]), Plans()
     fill(runner, parts, plan)
     before, heard = recorder.replayed, []
-    slot = parts[1].sequence.blocks[0], 1
+    slot = parts[1].sequence.tables[0][0], 1
 
     def listen(layer: int) -> None:
         heard.append((layer, bool(runner.layers[layer].key[slot].any())))
@@ -270,7 +270,7 @@ def test_a_sequence_whose_kv_turned_to_nan_faults_alone_in_a_replayed_step(model
     parts, plan = decoding([6, 6, 6]), Plans()
     fill(runner, parts, plan)
     healthy = [drawn.token for drawn in run(runner, plan(*parts)).drawn]
-    runner.layers[1].value[parts[1].sequence.blocks[0], 1] = float("nan")
+    runner.layers[1].value[parts[1].sequence.tables[0][0], 1] = float("nan")
     sick = run(runner, plan(*parts))
     assert sick.faults == {1: "the logits are not finite"}
     assert [drawn.token for drawn in sick.drawn] == [healthy[0], -1, healthy[2]]

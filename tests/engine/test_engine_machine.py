@@ -195,7 +195,7 @@ class EngineMachine(RuleBasedStateMachine):
                 life.admitted = False
         for life in self.lives.values():
             if life.sequence.hold:
-                assert life.admitted == bool(life.sequence.blocks)
+                assert life.admitted == bool(life.sequence.tables)
         if not self.engine.in_flight:
             assert not (self.waits_for_nothing() and self.oldest().incoming)
 
@@ -204,7 +204,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def waits_for_nothing(self) -> bool:
         """Whether the oldest has no blocks though nobody here is going to free his without help from other engines."""
-        if not self.lives or self.oldest().blocks:
+        if not self.lives or self.oldest().tables:
             return False
         return not self.of(Status.RUNNING, Status.READY, Status.RESERVED) and not any(
             life.pinned for life in self.of(Status.HELD)
@@ -215,7 +215,7 @@ class EngineMachine(RuleBasedStateMachine):
     def pin(self, data: st.DataObject) -> None:
         life = data.draw(st.sampled_from(self.of(Status.RUNNING, Status.HELD, Status.WAITING)))
         life.pinned = self.engine.pin(life.sequence.sequence_id)
-        assert life.pinned == (life.sequence.hold and bool(life.sequence.blocks))
+        assert life.pinned == (life.sequence.hold and bool(life.sequence.tables))
 
     def of(self, *statuses: Status) -> list[Life]:
         return [life for life in self.lives.values() if life.sequence.status in statuses]
@@ -261,7 +261,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def bury(self, life: Life) -> None:
         assert life.sequence.status is Status.FINISHED
-        assert life.sequence.blocks == []
+        assert life.sequence.tables == []
         del self.lives[life.sequence.sequence_id]
 
     # --- stepping -----------------------------------------------------------------------------------------------------

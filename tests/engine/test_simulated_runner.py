@@ -146,7 +146,7 @@ def test_greedy_outputs_do_not_depend_on_the_seed() -> None:
 def test_a_row_goes_on_from_the_tokens_that_it_drew_as_one_admitted_with_them_does() -> None:
     runner, growing = simulated_runner(), sequence("g", [1, 5], sampling=sampling())
     plans = PlanWriter()
-    growing.blocks = [0]
+    growing.tables = [[0]]
     for end in range(2, 7):
         start = end - 1 if end > 2 else 0
         (drawn,) = runner.collect(runner.launch(plans.write((Part(growing, start, end - start, True),)))).drawn

@@ -57,7 +57,7 @@ def test_a_collected_step_has_written_its_kv_also_where_it_draws_nothing(cuda, t
     config = EngineConfig(attention="sdpa", kv_bytes=1 << 20, block_size=16)
     runner = TorchRunner.load(folder, config, dtype="float32", device=cuda)
     (sequence,) = sequences([[5, 6, 7, 8]])
-    sequence.blocks = [3]
+    sequence.tables = [[3]]
     step = runner.launch(
         Plans()(Part(sequence, 0, 4 if samples else 3, samples)),
         lambda layer: torch.cuda._sleep(200_000_000) if layer == 0 else None,  # a device far behind its host

@@ -171,13 +171,13 @@ class KVCheckingRunner(SimulatedRunner):
     def write(self, owner: Sequence, start: int, end: int) -> None:
         """KV that arrives from outside."""
         for position, content in enumerate(_prefixes(owner.salt, owner.tokens)[start:end], start):
-            self._slots[self._slot(owner.blocks, position)] = content
+            self._slots[self._slot(owner.tables[0], position)] = content
 
     def read(self, owner: Sequence, end: int) -> None:
         """KV that is handed on."""
         for position, content in enumerate(_prefixes(owner.salt, owner.tokens)[:end]):
-            if self._slots.get(self._slot(owner.blocks, position)) != content:
-                self.wrong.append(f"{owner.sequence_id} at {position} reads slot {self._slot(owner.blocks, position)}")
+            if self._slots.get(self._slot(owner.tables[0], position)) != content:
+                self.wrong.append(f"{owner.sequence_id} at {position} reads slot {self._slot(owner.tables[0], position)}")
 
     def _touch(self, touched: Touched, row: MirroredRow, item: Scheduled, faulty: bool) -> None:
         row.spoilt |= faulty

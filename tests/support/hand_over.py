@@ -86,7 +86,7 @@ class HandOver:
     def _grant(self, number: int, sequence: Sequence) -> None:
         self.writer.reserve(sequence)
         assert [admission.sequence for admission in self.writer.admissions()] == [sequence]
-        self.receiver.open(_terms(number, sequence), tuple(sequence.blocks))
+        self.receiver.open(_terms(number, sequence), tuple(sequence.tables[0]))
 
     def _pushed(self, parts: tuple[Part, ...], layer: int) -> None:
         for part in parts:
@@ -99,7 +99,7 @@ class HandOver:
         """What the prefix cache had comes first."""
         name, grants = part.sequence.sequence_id, list(self._writing)
         terms = _terms(grants.index(name), self._writing[name])
-        session = self.sender.begin(terms, self.receiver.endpoint, part.sequence.blocks)
+        session = self.sender.begin(terms, self.receiver.endpoint, part.sequence.tables[0])
         for layer in range(self._layers):
             session.push(layer, 0, part.start)
         return session
