@@ -127,14 +127,16 @@ class DecodeWorker:
             first_token=sequence.cached_tokens,
             num_tokens=len(sequence.tokens),
             lease_s=self._lease_s,
+            windowed=self._engine.groups.windowed,
         )
         self._receiver.open(terms, tuple(sequence.tables[0]))
         writing.grant = Grant(
             attempt=terms.attempt,
             grant=terms.grant,
             decode=self._address,
-            kv_endpoint=self._receiver.endpoint,
+            endpoints=(self._receiver.endpoint,),
             first_token=terms.first_token,
+            windowed=terms.windowed,
             lease_s=terms.lease_s,
             answers=writing.attempt.life.heard,
         )

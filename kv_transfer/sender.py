@@ -22,7 +22,7 @@ from kv_transfer.send_session import LinkSession
 from kv_transfer.sessions import SendSession
 from kv_transfer.store import Fence, KVStore
 from kv_transfer.sweeper import Sweeper
-from kv_transfer.terms import Terms
+from kv_transfer.terms import Terms, check_endpoints
 from kv_transfer.transport import Transport
 
 _log = logging.getLogger(__name__)
@@ -107,11 +107,12 @@ class KVSender:
         self._closed = False
         self._sweeper = Sweeper(self.sweep, "kv-sender-deadlines")
 
-    def begin(self, terms: Terms, endpoint: str, blocks: Sequence[int], incarnation: int | None = None) -> SendSession:
+    def begin(self, terms: Terms, endpoints: Sequence[str], blocks: Sequence[int], incarnation: int | None = None) -> SendSession:
         if terms.num_tokens < 0:
             raise ValueError(f"Got num_tokens = {terms.num_tokens} but expected a number of tokens")
         try:
             terms.check()
+            endpoint = check_endpoints(endpoints)
         except ValueError as error:
             with self._lock:
                 self._check_open()

@@ -57,16 +57,17 @@ class SendSession(Protocol):
 class Sender(Protocol):
     """The sending side of one store."""
 
-    def begin(self, terms: Terms, endpoint: str, blocks: Sequence[int], incarnation: int | None = None) -> SendSession:
-        """Start sending what `terms` say of the sequence in `blocks` to the grant at `endpoint`.
+    def begin(self, terms: Terms, endpoints: Sequence[str], blocks: Sequence[int], incarnation: int | None = None) -> SendSession:
+        """Start sending what `terms` say of the sequence in `blocks` to the grant.
 
         The session fails when the peer takes nothing that waits for it for a lease, or does not commit within one after the
         last frame. Waiting for pushes costs no lease.
 
         Args:
+            endpoints: of the receiving side, one for each of its ranks. A sender need not serve any number of them.
             blocks: kept by reference; may grow at its end until the last push. If the engine takes blocks back (preempts),
                 `abort` first.
-            incarnation: the receiver's, if the caller knows it; another one at the endpoint fails the session.
+            incarnation: the receiver's, if the caller knows it; another one there fails the session.
 
         All but `blocks` is a peer's word: what is wrong with it, or differs from what the receiver was told, fails the session
         by an event.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.layout import KVLayout, Region, Span, needed
@@ -47,6 +48,14 @@ class Terms:
             raise ValueError(f"Got first_token = {self.first_token} but expected it within [0, {self.num_tokens}]")
         if not (self.lease_s > 0 and math.isfinite(self.lease_s)):
             raise ValueError(f"Got lease_s = {self.lease_s} but expected a positive number of seconds")
+
+
+def check_endpoints(endpoints: Sequence[str]) -> str:
+    """Where the only rank of the receiving side listens. Raises ValueError if it has another number of them: this side would have
+    to know which part of the KV goes where."""
+    if len(endpoints) != 1:
+        raise ValueError(f"Got {len(endpoints)} endpoints but expected that of one rank")
+    return endpoints[0]
 
 
 def check_room(layout: KVLayout, blocks: int, num_tokens: int) -> None:

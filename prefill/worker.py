@@ -199,9 +199,10 @@ class PrefillWorker:
             first_token=grant.first_token,
             num_tokens=_prefilled_tokens(reading),
             lease_s=grant.lease_s,
+            windowed=grant.windowed,
         )
         session = reading.session = self._sender.begin(
-            terms, grant.kv_endpoint, reading.sequence.tables[0], grant.decode.incarnation
+            terms, grant.endpoints, reading.sequence.tables[0], grant.decode.incarnation
         )
         for layer, written in enumerate(reading.written):
             if written > 0:

@@ -99,7 +99,7 @@ class HandOver:
         """What the prefix cache had comes first."""
         name, grants = part.sequence.sequence_id, list(self._writing)
         terms = _terms(grants.index(name), self._writing[name])
-        session = self.sender.begin(terms, self.receiver.endpoint, part.sequence.tables[0])
+        session = self.sender.begin(terms, (self.receiver.endpoint,), part.sequence.tables[0])
         for layer in range(self._layers):
             session.push(layer, 0, part.start)
         return session

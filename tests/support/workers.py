@@ -19,7 +19,7 @@ from engine.engine import Engine
 from engine.simulated_runner import SimulatedRunner
 from kv_transfer.events import SendFailed
 from kv_transfer.store import Fence
-from kv_transfer.terms import Terms, check_push, check_room, check_tail
+from kv_transfer.terms import Terms, check_endpoints, check_push, check_room, check_tail
 
 PREFILL = Address("prefill", 1, "tcp://prefill")
 DECODE = Address("decode", 1, "tcp://decode")
@@ -89,6 +89,7 @@ class FakeSession:
 
     terms: Terms
     blocks: Sequence[int]
+    endpoint: str | None = None
     pushed: dict[int, set[int]] = field(default_factory=dict)
     fences: list[Fence | None] = field(default_factory=list)
     tail: bytes | None = None
@@ -136,18 +137,19 @@ class FakeSender:
 
     sessions: dict[str, FakeSession] = field(default_factory=dict)
     failed: list[SendFailed] = field(default_factory=list)
-    _grants: set[tuple[str, int | None, int]] = field(default_factory=set)
+    _grants: set[tuple[str | None, int | None, int]] = field(default_factory=set)
 
-    def begin(self, terms: Terms, endpoint: str, blocks: Sequence[int], incarnation: int | None = None) -> FakeSession:
+    def begin(self, terms: Terms, endpoints: Sequence[str], blocks: Sequence[int], incarnation: int | None = None) -> FakeSession:
         session = self.sessions[terms.attempt] = FakeSession(terms, blocks)
         try:
             terms.check()
-            if (endpoint, incarnation, terms.grant) in self._grants:
+            session.endpoint = check_endpoints(endpoints)
+            if (session.endpoint, incarnation, terms.grant) in self._grants:
                 raise ValueError(f"Got grant {terms.grant} twice")
         except ValueError as error:
             session.ended = True
             self.failed.append(SendFailed(terms.attempt, TransferError(str(error))))
-        self._grants.add((endpoint, incarnation, terms.grant))
+        self._grants.add((session.endpoint, incarnation, terms.grant))
         return session
 
 

@@ -81,7 +81,7 @@ def send(endpoint: str, phase: str) -> None:
         for page, content in zip(pages, full, strict=True):
             page[:] = content
     with KVSender(store, TcpTransport(), SECRET, "model", 3, MonotonicClock(), inbox, [Carrier(phase)]) as sender:
-        session = sender.begin(Terms(9, "killed", 0, TOKENS, LEASE_S), endpoint, BLOCKS)
+        session = sender.begin(Terms(9, "killed", 0, TOKENS, LEASE_S), [endpoint], BLOCKS)
         session.push(0, 0, TOKENS)
         session.finish(b"")
         inbox.expect(Delivered, timeout_s=60)

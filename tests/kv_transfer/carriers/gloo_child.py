@@ -84,7 +84,7 @@ def send(endpoint: str, phase: str) -> None:
             page[:] = content
     carriers = [DistributedCarrier(HOST)]
     with KVSender(store, TcpTransport(), SECRET, "model", 3, MonotonicClock(), inbox, carriers) as sender:
-        session = sender.begin(Terms(9, "child's", 0, TOKENS, 3600.0), endpoint, BLOCKS)
+        session = sender.begin(Terms(9, "child's", 0, TOKENS, 3600.0), [endpoint], BLOCKS)
         session.push(0, 0, TOKENS)
         session.finish(b"")
         inbox.expect(Delivered, timeout_s=60)

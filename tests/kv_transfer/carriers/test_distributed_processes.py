@@ -90,7 +90,7 @@ class Here:
         self._transfers = 0
 
     def send(self, endpoint: str, lease_s: float) -> None:
-        session = self.sender.begin(Terms(9, CHILDS, 0, TOKENS, lease_s), endpoint, BLOCKS)
+        session = self.sender.begin(Terms(9, CHILDS, 0, TOKENS, lease_s), [endpoint], BLOCKS)
         session.push(0, 0, TOKENS)
         session.finish(b"")
 
@@ -98,7 +98,7 @@ class Here:
         self._transfers += 1
         grant, count = 100 + self._transfers, 512
         self.receiver.open(Terms(grant, "own", 0, count, 60.0), [1, 2])
-        session = self.sender.begin(Terms(grant, "own", 0, count, 60.0), self.receiver.endpoint, [3, 4])
+        session = self.sender.begin(Terms(grant, "own", 0, count, 60.0), [self.receiver.endpoint], [3, 4])
         session.push(0, 0, count)
         session.finish(b"")
         self.received["own"].expect(Received, self._transfers)

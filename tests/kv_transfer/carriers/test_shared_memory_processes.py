@@ -97,7 +97,7 @@ class Here:
         self._turns += 1
         attempt = f"mine {self._turns}"
         self.receiver.open(Terms(100 + self._turns, attempt, 0, TOKENS, LEASE_S), BLOCKS)
-        session = self.sender.begin(Terms(100 + self._turns, attempt, 0, TOKENS, LEASE_S), self.receiver.endpoint, BLOCKS)
+        session = self.sender.begin(Terms(100 + self._turns, attempt, 0, TOKENS, LEASE_S), [self.receiver.endpoint], BLOCKS)
         session.push(0, 0, TOKENS)
         session.finish(b"")
         self.received[attempt].expect(Received)
@@ -157,7 +157,7 @@ def test_a_killed_sender_leaves_nothing_and_breaks_only_its_own_session(phase: s
 def test_a_killed_receiver_leaves_nothing_and_fails_only_its_own_session(phase: str) -> None:
     with Here() as here, child("receive", phase) as receiver:
         here.works()
-        session = here.sender.begin(Terms(9, "killed", 0, TOKENS, LEASE_S), line(receiver), BLOCKS)
+        session = here.sender.begin(Terms(9, "killed", 0, TOKENS, LEASE_S), [line(receiver)], BLOCKS)
         session.push(0, 0, TOKENS)
         session.finish(b"")
         assert line(receiver) == phase

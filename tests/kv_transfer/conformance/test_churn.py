@@ -66,7 +66,7 @@ class Churn:
             self.ended[grant] = queue.SimpleQueue()
             self.receiver.open(Terms(grant, f"a{grant}", 0, TOKENS, 0.2), blocks)
             source_blocks = [mark * 3, mark * 3 + 1, mark * 3 + 2]
-            session = self.sender.begin(Terms(grant, f"a{grant}", 0, TOKENS, 0.2), self.receiver.endpoint, source_blocks)
+            session = self.sender.begin(Terms(grant, f"a{grant}", 0, TOKENS, 0.2), [self.receiver.endpoint], source_blocks)
             sending = threading.Thread(target=self._send, args=(session, dice.getrandbits(32)))
             sending.start()
             if dice.random() < 0.4:

@@ -36,7 +36,7 @@ from kv_transfer.events import Delivered, SendFailed
 
 inbox, carriers = Inbox(), carriers_for(sys.argv[2])
 with KVSender(filled(layout(5)), TcpTransport(), SECRET, "model", 3, MonotonicClock(), inbox, carriers) as sender:
-    session = sender.begin(Terms(9, "attempt", 2, 15, 20.0), sys.argv[1], [3, 7, 1], 1)
+    session = sender.begin(Terms(9, "attempt", 2, 15, 20.0), [sys.argv[1]], [3, 7, 1], 1)
     session.push(2, 0, 15)
     session.push(0, 0, 15)
     print("pushed", flush=True)
@@ -128,12 +128,12 @@ def test_no_thread_or_descriptor_is_left_after_many_lives(transport: str) -> Non
         sender = KVSender(source, TcpTransport(), SECRET, "model", life, MonotonicClock(), sent, carriers)
         for grant in range(3):
             receiver.open(Terms(grant, f"a{grant}", 0, 8, 20.0), [1, 2])
-            session = sender.begin(Terms(grant, f"a{grant}", 0, 8, 20.0), receiver.endpoint, [3, 4])
+            session = sender.begin(Terms(grant, f"a{grant}", 0, 8, 20.0), [receiver.endpoint], [3, 4])
             for layer in range(3):
                 session.push(layer, 0, 8)
             if grant:
                 session.finish(b"")
-        dead = sender.begin(Terms(9, "dead", 0, 1, 20.0), "127.0.0.1:1", [0])
+        dead = sender.begin(Terms(9, "dead", 0, 1, 20.0), ["127.0.0.1:1"], [0])
         dead.push(0, 0, 1)
         sent.expect(Delivered, 2)
         sent.expect(SendFailed)

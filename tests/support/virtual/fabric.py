@@ -16,7 +16,7 @@ from kv_transfer.grants import GrantTable
 from kv_transfer.inbound import GrantEnded
 from kv_transfer.outbound import Outbound
 from kv_transfer.store import KVStore
-from kv_transfer.terms import Terms
+from kv_transfer.terms import Terms, check_endpoints
 from tests.support.virtual.timeline import Timeline
 
 SEED = 7
@@ -116,13 +116,16 @@ class VirtualSender:
         self._free_s = 0.0
         self._sessions: list[VirtualSession] = []
 
-    def begin(self, terms: Terms, endpoint: str, blocks: Sequence[int], incarnation: int | None = None) -> VirtualSession:
+    def begin(
+        self, terms: Terms, endpoints: Sequence[str], blocks: Sequence[int], incarnation: int | None = None
+    ) -> VirtualSession:
         if self.closed:
             raise TransferAborted("the sender is closed")
-        session = VirtualSession(self, terms, endpoint)
+        session = VirtualSession(self, terms)
         self._sessions = [other for other in self._sessions if not other.ended]
         self._sessions.append(session)
         try:
+            session.endpoint = check_endpoints(endpoints)
             session.outbound = Outbound(self.store.layout, terms, blocks)
         except ValueError as error:
             message = str(error)
@@ -155,13 +158,13 @@ class WayBack:
 class VirtualSession:
     """A `kv_transfer.sessions.SendSession`."""
 
-    def __init__(self, sender: VirtualSender, terms: Terms, endpoint: str) -> None:
+    def __init__(self, sender: VirtualSender, terms: Terms) -> None:
         self.attempt = terms.attempt
         self.grant = terms.grant
         self.ended = False
+        self.endpoint = ""
         self.outbound: Outbound | None = None
         self._sender = sender
-        self._endpoint = endpoint
         self._lease_s = terms.lease_s
         self._began_s = sender.fabric.timeline.now()
         self.way = WayBack(self)
@@ -234,9 +237,9 @@ class VirtualSession:
 
     def _carry(self, packed: bytes, payload: bytes) -> None:
         def arrive() -> None:
-            receiver = self._sender.fabric.receivers.get(self._endpoint)
+            receiver = self._sender.fabric.receivers.get(self.endpoint)
             if receiver is None:
-                self.fail(TransferError(f"nobody listens on {self._endpoint}"))
+                self.fail(TransferError(f"nobody listens on {self.endpoint}"))
             else:
                 receiver.take(self, packed, payload)
 
@@ -244,7 +247,7 @@ class VirtualSession:
 
     def _send_abort(self) -> None:
         def arrive() -> None:
-            receiver = self._sender.fabric.receivers.get(self._endpoint)
+            receiver = self._sender.fabric.receivers.get(self.endpoint)
             found = None if receiver is None else receiver.table.get(self.grant)
             if receiver is not None and found is not None and found.belongs_to(self.way):
                 receiver.table.fail(found, TransferAborted("the peer gave up"))
