@@ -213,7 +213,7 @@ class _Peer:
         self._commands.recv()
         started_s = time.perf_counter()
         session = self._senders[transport].begin(
-            Terms(self._grant, "attempt", 0, tokens, LEASE_S), [self._endpoints[transport]], self._blocks
+            Terms(self._grant, "attempt", 0, tokens, LEASE_S), [self._endpoints[transport]], [self._blocks]
         )
         for layer in range(LAYERS):
             session.push(layer, 0, tokens)
@@ -251,7 +251,7 @@ def _serve(commands: Connection, secret: bytes, tokens: int, buffer_bytes: int |
             plain.sendall(b"!")
         else:
             _, grant, count, name = command
-            receivers[name].open(Terms(grant, "attempt", 0, count, LEASE_S), blocks)
+            receivers[name].open(Terms(grant, "attempt", 0, count, LEASE_S), [blocks])
             commands.send(None)
             events.get()
     plain.close()

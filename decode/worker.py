@@ -129,7 +129,7 @@ class DecodeWorker:
             lease_s=self._lease_s,
             windowed=self._engine.groups.windowed,
         )
-        self._receiver.open(terms, tuple(sequence.tables[0]))
+        self._receiver.open(terms, sequence.tables)
         writing.grant = Grant(
             attempt=terms.attempt,
             grant=terms.grant,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 
 from core.clock import Clock
 from core.errors import LeaseExpired, TransferAborted, TransferError
+from core.groups import Tables
 from kv_transfer.events import Broken, OnReceiverEvent, Received
 from kv_transfer.inbound import InboundGrant, Replies
 from kv_transfer.store import KVStore
@@ -24,10 +24,10 @@ class GrantTable:
         self._open: dict[int, InboundGrant] = {}
         self._shut: str | None = None
 
-    def open(self, terms: Terms, blocks: Sequence[int]) -> None:
-        """Raises ValueError if the grant is open already, cannot be, or its tokens do not fit its blocks; TransferAborted once
+    def open(self, terms: Terms, tables: Tables) -> None:
+        """Raises ValueError if the grant is open already, cannot be, or its tokens have no blocks; TransferAborted once
         shut."""
-        made, grant = InboundGrant(self._store, self._clock, terms, blocks), terms.grant
+        made, grant = InboundGrant(self._store, self._clock, terms, tables), terms.grant
         with self._lock:
             if self._shut is not None:
                 raise TransferAborted(self._shut)

@@ -12,6 +12,7 @@ from types import TracebackType
 
 from core.clock import Clock
 from core.errors import HandshakeRefused, TransferAborted, TransferError
+from core.groups import Tables
 from kv_transfer.carrier import Carrier
 from kv_transfer.carriers.inline import INLINE
 from kv_transfer.doorway import HANDSHAKE_TIMEOUT_S, Doorway
@@ -74,8 +75,8 @@ class KVReceiver:
     def open_grants(self) -> int:
         return len(self._grants)
 
-    def open(self, terms: Terms, blocks: Sequence[int]) -> None:
-        self._grants.open(terms, blocks)
+    def open(self, terms: Terms, tables: Tables) -> None:
+        self._grants.open(terms, tables)
         self._sweeper.wake_within(terms.lease_s)
 
     def renew(self, grant: int) -> bool:

@@ -11,6 +11,7 @@ from types import TracebackType
 
 from core.clock import Clock
 from core.errors import TransferAborted, TransferError
+from core.groups import Tables
 from kv_transfer.carrier import Carrier
 from kv_transfer.carriers.inline import INLINE
 from kv_transfer.events import Delivered, OnSenderEvent, SendFailed
@@ -22,7 +23,7 @@ from kv_transfer.send_session import LinkSession
 from kv_transfer.sessions import SendSession
 from kv_transfer.store import Fence, KVStore
 from kv_transfer.sweeper import Sweeper
-from kv_transfer.terms import Terms, check_endpoints
+from kv_transfer.terms import Terms, check_endpoints, check_kept, check_tables
 from kv_transfer.transport import Transport
 
 _log = logging.getLogger(__name__)
@@ -107,17 +108,20 @@ class KVSender:
         self._closed = False
         self._sweeper = Sweeper(self.sweep, "kv-sender-deadlines")
 
-    def begin(self, terms: Terms, endpoints: Sequence[str], blocks: Sequence[int], incarnation: int | None = None) -> SendSession:
+    def begin(self, terms: Terms, endpoints: Sequence[str], tables: Tables, incarnation: int | None = None) -> SendSession:
+        layout, groups = self._store.layout, self._store.groups
         if terms.num_tokens < 0:
             raise ValueError(f"Got num_tokens = {terms.num_tokens} but expected a number of tokens")
+        check_tables(tables, groups)
         try:
             terms.check()
             endpoint = check_endpoints(endpoints)
+            check_kept(groups, terms)
         except ValueError as error:
             with self._lock:
                 self._check_open()
             return self._refused(terms, f"an impossible grant: {error}")
-        session = LinkSession(Outbound(self._store.layout, terms, blocks), terms.lease_s)
+        session = LinkSession(Outbound(layout, groups, terms, tables), terms.lease_s)
         with self._lock:
             self._check_open()
             link = self._link(endpoint, incarnation)

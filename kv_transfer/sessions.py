@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from core.groups import Tables
 from kv_transfer.store import Fence
 from kv_transfer.terms import Terms
 
@@ -26,7 +27,7 @@ from kv_transfer.terms import Terms
 class SendSession(Protocol):
     """One attempt's KV on its way into one grant. No method raises.
 
-    A call that cannot be right (tokens beyond the sequence's blocks, a finish before everything was pushed) fails the
+    A call that cannot be right (tokens without blocks, a finish before everything was pushed) fails the
     session with `SendFailed`, from the calling thread, and nothing else. Once the session has ended, `push` and `finish` do
     nothing: the event has told the worker, or is about to.
     """
@@ -57,23 +58,23 @@ class SendSession(Protocol):
 class Sender(Protocol):
     """The sending side of one store."""
 
-    def begin(self, terms: Terms, endpoints: Sequence[str], blocks: Sequence[int], incarnation: int | None = None) -> SendSession:
-        """Start sending what `terms` say of the sequence in `blocks` to the grant.
+    def begin(self, terms: Terms, endpoints: Sequence[str], tables: Tables, incarnation: int | None = None) -> SendSession:
+        """Start sending what `terms` say of the sequence in `tables` to the grant.
 
         The session fails when the peer takes nothing that waits for it for a lease, or does not commit within one after the
         last frame. Waiting for pushes costs no lease.
 
         Args:
             endpoints: of the receiving side, one for each of its ranks. A sender need not serve any number of them.
-            blocks: kept by reference; may grow at its end until the last push. If the engine takes blocks back (preempts),
-                `abort` first.
+            tables: one for each of the store's groups. Kept by reference: until the last push they may grow at their ends, and
+                lose at their starts what windows have left. If the engine takes other blocks back (preempts), `abort` first.
             incarnation: the receiver's, if the caller knows it; another one there fails the session.
 
-        All but `blocks` is a peer's word: what is wrong with it, or differs from what the receiver was told, fails the session
+        All but `tables` is a peer's word: what is wrong with it, or differs from what the receiver was told, fails the session
         by an event.
 
         Raises:
-            ValueError: `terms.num_tokens`, which is the caller's own, is negative.
+            ValueError: `terms.num_tokens`, which is the caller's own, is negative; another number of tables.
             TransferAborted: the sender is closed.
         """
 
@@ -92,15 +93,16 @@ class Receiver(Protocol):
     @property
     def open_grants(self) -> int: ...
 
-    def open(self, terms: Terms, blocks: Sequence[int]) -> None:
-        """Let the sender of `terms.attempt` fill what `terms` say of the sequence in `blocks`.
+    def open(self, terms: Terms, tables: Tables) -> None:
+        """Let the sender of `terms.attempt` fill what `terms` say of the sequence in `tables`, one for each of the store's
+        groups.
 
         Until an event about it, or `close`, the blocks belong to the transfer. The lease runs from now, from each sign of life
         of the sender's session and from each `renew`. If the terms are windowed, what no sliding window sees any more is not
         sent, and the blocks hold rubbish there.
 
         Raises:
-            ValueError: the grant is open already, there cannot be such terms, or the tokens do not fit the blocks.
+            ValueError: the grant is open already, there cannot be such terms, or what goes over has no blocks.
             TransferAborted: the receiver has stopped.
         """
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from core.groups import NO_BLOCK, LayerGroups, Tables
 from core.layout import KVLayout, Region, Span, needed
 
 GRANT_BITS = 64
@@ -58,10 +59,33 @@ def check_endpoints(endpoints: Sequence[str]) -> str:
     return endpoints[0]
 
 
-def check_room(layout: KVLayout, blocks: int, num_tokens: int) -> None:
-    """Raises ValueError unless `num_tokens` tokens fit so many blocks."""
-    if blocks < layout.blocks_for(num_tokens):
-        raise ValueError(f"Got {num_tokens} tokens but expected them within {blocks} blocks")
+def check_tables(tables: Tables, groups: LayerGroups) -> None:
+    """Raises ValueError unless there is a block table for each group."""
+    if len(tables) != len(groups.groups):
+        raise ValueError(f"Got {len(tables)} block tables but expected one for each of {len(groups.groups)} groups of layers")
+
+
+def check_blocks(layout: KVLayout, table: Sequence[int], tokens: Span) -> None:
+    """Raises ValueError unless `table` has blocks for all of `tokens`."""
+    stop = layout.blocks_for(tokens.stop)
+    if len(table) < stop:
+        raise ValueError(f"Got {tokens.stop} tokens but expected them within {len(table)} blocks")
+    if tokens.size and NO_BLOCK in table[tokens.start // layout.block_size : stop]:
+        raise ValueError(f"Got tokens [{tokens.start}, {tokens.stop}) but blocks of some of them were given back")
+
+
+def check_room(layout: KVLayout, groups: LayerGroups, tables: Tables, terms: Terms) -> None:
+    """Raises ValueError unless `tables` have blocks for all that goes over under `terms`."""
+    check_tables(tables, groups)
+    first = {region.layers.start: region.tokens.start for region in terms.needed(layout)}
+    for group, table in zip(groups.groups, tables, strict=True):
+        check_blocks(layout, table, Span(min(first[layer] for layer in group.layers), terms.num_tokens))
+
+
+def check_kept(groups: LayerGroups, terms: Terms) -> None:
+    """Raises ValueError if a sender with these groups has given back what it would have to send."""
+    if groups.windowed and not terms.windowed:
+        raise ValueError("all KV of every layer is wanted but only what sliding windows see is kept here")
 
 
 def check_push(layout: KVLayout, layer: int, start: int, count: int) -> None:

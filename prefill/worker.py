@@ -201,9 +201,7 @@ class PrefillWorker:
             lease_s=grant.lease_s,
             windowed=grant.windowed,
         )
-        session = reading.session = self._sender.begin(
-            terms, grant.endpoints, reading.sequence.tables[0], grant.decode.incarnation
-        )
+        session = reading.session = self._sender.begin(terms, grant.endpoints, reading.sequence.tables, grant.decode.incarnation)
         for layer, written in enumerate(reading.written):
             if written > 0:
                 session.push(layer, 0, written, reading.fence)

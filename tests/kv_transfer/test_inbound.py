@@ -18,7 +18,9 @@ from kv_transfer.terms import Terms
 from tests.kv_transfer.rig import filled, layout, poisoned, session_frames, untouched_outside
 
 SEED = 7
-FRAMES = session_frames(filled(layout(4)), SEED, Terms(1, "a", 0, 8, 30.0), [3, 5], [(0, 0, 4), (0, 4, 4), (1, 0, 8), (2, 0, 8)])
+FRAMES = session_frames(
+    filled(layout(4)), SEED, Terms(1, "a", 0, 8, 30.0), [[3, 5]], [(0, 0, 4), (0, 4, 4), (1, 0, 8), (2, 0, 8)]
+)
 
 
 class Sender:
@@ -32,7 +34,7 @@ def parts(frame: bytes) -> tuple[Header, memoryview, memoryview]:
 
 
 def begun(store: ByteStore, clock: ManualClock | None = None) -> InboundGrant:
-    grant = InboundGrant(store, clock or ManualClock(), Terms(1, "a", 0, 8, 5.0), [6, 2])
+    grant = InboundGrant(store, clock or ManualClock(), Terms(1, "a", 0, 8, 5.0), [[6, 2]])
     header, packed, payload = parts(FRAMES[0])
     grant.begin(header, packed, unpack_body(payload, Begin), Sender())
     return grant

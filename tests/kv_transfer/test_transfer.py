@@ -37,7 +37,7 @@ def test_a_peer_that_does_not_read_fails_its_sessions_and_does_not_hold_the_thre
     source = ByteStore(layout(256, shapes=shape), 32)
     listening = wires.listen()
     with KVSender(source, wires, SECRET, "model", 1, clock, inbox) as sender:
-        session = sender.begin(Terms(1, "a", 0, 32 * 256, 5.0), [listening.endpoint], range(32))
+        session = sender.begin(Terms(1, "a", 0, 32 * 256, 5.0), [listening.endpoint], [range(32)])
         session.push(0, 0, 32 * 256)
         stopped = listening.accept()  # never answers the handshake
         clock.advance(6.0)
@@ -87,8 +87,8 @@ def test_a_handler_that_raises_harms_no_other_session(caplog: pytest.LogCaptureF
         KVSender(filled(layout()), wires, SECRET, "model", 1, MonotonicClock(), sent) as sender,
     ):
         for grant in (1, 2):
-            receiver.open(Terms(grant, "a", 0, 12, 30.0), TARGET_BLOCKS)
-            session = sender.begin(Terms(grant, "a", 0, 12, 30.0), [receiver.endpoint], SOURCE_BLOCKS)
+            receiver.open(Terms(grant, "a", 0, 12, 30.0), [TARGET_BLOCKS])
+            session = sender.begin(Terms(grant, "a", 0, 12, 30.0), [receiver.endpoint], [SOURCE_BLOCKS])
             push_all(session)
             session.finish(b"")
             sent.expect(Delivered, grant)
@@ -101,9 +101,9 @@ def test_impossible_grants_are_refused() -> None:
         right = Terms(5, "a", 0, 12, 1.0)
         for wrong in ({"grant": 1}, {"grant": -1}, {"first_token": 13}, {"lease_s": 0.0}):
             with pytest.raises(ValueError, match="Got"):
-                pair.receiver.open(replace(right, **wrong), [1, 2, 3])
+                pair.receiver.open(replace(right, **wrong), [[1, 2, 3]])
         with pytest.raises(ValueError, match="within 0 blocks"):
-            pair.receiver.open(right, [])
+            pair.receiver.open(right, [[]])
 
 
 # --- carriers ---------------------------------------------------------------------------------------------------------

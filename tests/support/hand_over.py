@@ -8,6 +8,7 @@ from types import TracebackType
 
 from core.clock import MonotonicClock
 from core.config import EngineConfig
+from core.groups import LayerGroup, LayerGroups
 from engine.decision import Part
 from engine.engine import Engine
 from engine.sequence import Sequence
@@ -86,7 +87,7 @@ class HandOver:
     def _grant(self, number: int, sequence: Sequence) -> None:
         self.writer.reserve(sequence)
         assert [admission.sequence for admission in self.writer.admissions()] == [sequence]
-        self.receiver.open(_terms(number, sequence), tuple(sequence.tables[0]))
+        self.receiver.open(_terms(number, sequence), sequence.tables)
 
     def _pushed(self, parts: tuple[Part, ...], layer: int) -> None:
         for part in parts:
@@ -99,7 +100,7 @@ class HandOver:
         """What the prefix cache had comes first."""
         name, grants = part.sequence.sequence_id, list(self._writing)
         terms = _terms(grants.index(name), self._writing[name])
-        session = self.sender.begin(terms, (self.receiver.endpoint,), part.sequence.tables[0])
+        session = self.sender.begin(terms, (self.receiver.endpoint,), part.sequence.tables)
         for layer in range(self._layers):
             session.push(layer, 0, part.start)
         return session
@@ -111,4 +112,8 @@ def _terms(number: int, sequence: Sequence) -> Terms:
 
 
 def _store(runner: TorchRunner) -> TensorStore:
-    return TensorStore([(layer.key, layer.value) for layer in runner.layers], runner.layout)
+    return TensorStore(
+        [(layer.key, layer.value) for layer in runner.layers],
+        runner.layout,
+        LayerGroups((LayerGroup(tuple(range(len(runner.layers)))),)),
+    )

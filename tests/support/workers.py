@@ -10,6 +10,7 @@ from core.clock import ManualClock
 from core.config import EngineConfig
 from core.cost import CostModel
 from core.errors import TransferError
+from core.groups import Tables, layer_groups
 from core.layout import KVLayout, LayerShape
 from core.messages import Address, Message, Submit
 from core.sampling import SamplingParams
@@ -18,8 +19,9 @@ from core.wire import decode, encode
 from engine.engine import Engine
 from engine.simulated_runner import SimulatedRunner
 from kv_transfer.events import SendFailed
+from kv_transfer.outbound import Outbound
 from kv_transfer.store import Fence
-from kv_transfer.terms import Terms, check_endpoints, check_push, check_room, check_tail
+from kv_transfer.terms import Terms, check_endpoints, check_kept, check_room, check_tables
 
 PREFILL = Address("prefill", 1, "tcp://prefill")
 DECODE = Address("decode", 1, "tcp://decode")
@@ -88,8 +90,7 @@ class FakeSession:
     """Remembers which tokens of which layer were pushed. A call that would fail a real session fails the test."""
 
     terms: Terms
-    blocks: Sequence[int]
-    endpoint: str | None = None
+    outbound: Outbound | None = None
     pushed: dict[int, set[int]] = field(default_factory=dict)
     fences: list[Fence | None] = field(default_factory=list)
     tail: bytes | None = None
@@ -108,20 +109,18 @@ class FakeSession:
         if self.ended:
             return
         assert self.tail is None
-        check_push(LAYOUT, layer, start, count)
-        stop = min(start + count, self.terms.num_tokens)
-        if stop > max(start, self.terms.first_token):
-            check_room(LAYOUT, len(self.blocks), stop)
-        self.pushed.setdefault(layer, set()).update(range(max(start, self.terms.first_token), stop))
+        assert self.outbound is not None
+        self.outbound.push(layer, start, count, None)
+        self.outbound.take_begin(seed=0)
+        while piece := self.outbound.take_piece():
+            self.pushed.setdefault(piece.layer, set()).update(range(piece.start, piece.stop))
         self.fences.append(fence)
 
     def finish(self, tail: bytes) -> None:
         if self.ended:
             return
-        everything = set(range(self.terms.first_token, self.terms.num_tokens))
-        assert self.tail is None
-        assert all(self.pushed.get(layer, set()) == everything for layer in range(LAYERS)), self.pushed
-        check_tail(tail)
+        assert self.outbound is not None
+        self.outbound.finish(tail)
         self.tail = tail
 
     def abort(self, reason: str) -> bool:
@@ -135,21 +134,26 @@ class FakeSession:
 class FakeSender:
     """Takes what the real one takes. `failed` are the events of sessions that could not be."""
 
+    layout: KVLayout = LAYOUT
     sessions: dict[str, FakeSession] = field(default_factory=dict)
     failed: list[SendFailed] = field(default_factory=list)
-    _grants: set[tuple[str | None, int | None, int]] = field(default_factory=set)
+    _grants: set[tuple[str, int | None, int]] = field(default_factory=set)
 
-    def begin(self, terms: Terms, endpoints: Sequence[str], blocks: Sequence[int], incarnation: int | None = None) -> FakeSession:
-        session = self.sessions[terms.attempt] = FakeSession(terms, blocks)
+    def begin(self, terms: Terms, endpoints: Sequence[str], tables: Tables, incarnation: int | None = None) -> FakeSession:
+        groups = layer_groups(self.layout)
+        check_tables(tables, groups)
+        session = self.sessions[terms.attempt] = FakeSession(terms)
         try:
             terms.check()
-            session.endpoint = check_endpoints(endpoints)
-            if (session.endpoint, incarnation, terms.grant) in self._grants:
+            named = check_endpoints(endpoints), incarnation, terms.grant
+            check_kept(groups, terms)
+            if named in self._grants:
                 raise ValueError(f"Got grant {terms.grant} twice")
+            self._grants.add(named)
+            session.outbound = Outbound(self.layout, groups, terms, tables)
         except ValueError as error:
             session.ended = True
             self.failed.append(SendFailed(terms.attempt, TransferError(str(error))))
-        self._grants.add((session.endpoint, incarnation, terms.grant))
         return session
 
 
@@ -157,6 +161,7 @@ class FakeSender:
 class FakeReceiver:
     """Takes what the real one takes."""
 
+    layout: KVLayout = LAYOUT
     endpoint: str = "127.0.0.1:1"
     grants: dict[int, str] = field(default_factory=dict)
     renewed: list[int] = field(default_factory=list)
@@ -165,9 +170,9 @@ class FakeReceiver:
     def open_grants(self) -> int:
         return len(self.grants)
 
-    def open(self, terms: Terms, blocks: Sequence[int]) -> None:
+    def open(self, terms: Terms, tables: Tables) -> None:
         terms.check()
-        check_room(LAYOUT, len(blocks), terms.num_tokens)
+        check_room(self.layout, layer_groups(self.layout), tables, terms)
         if terms.grant in self.grants:
             raise ValueError(f"Got grant = {terms.grant} but it is open already")
         self.grants[terms.grant] = terms.attempt

@@ -81,7 +81,7 @@ def send(endpoint: str, phase: str) -> None:
         for page, content in zip(pages, full, strict=True):
             page[:] = content
     with KVSender(store, TcpTransport(), SECRET, "model", 3, MonotonicClock(), inbox, [Carrier(phase)]) as sender:
-        session = sender.begin(Terms(9, "killed", 0, TOKENS, LEASE_S), [endpoint], BLOCKS)
+        session = sender.begin(Terms(9, "killed", 0, TOKENS, LEASE_S), [endpoint], [BLOCKS])
         session.push(0, 0, TOKENS)
         session.finish(b"")
         inbox.expect(Delivered, timeout_s=60)
@@ -91,7 +91,7 @@ def send(endpoint: str, phase: str) -> None:
 def receive(phase: str) -> None:
     inbox = Inbox()
     with KVReceiver(Store(phase), TcpTransport(), SECRET, "model", 1, MonotonicClock(), inbox, [Carrier(phase)]) as receiver:
-        receiver.open(Terms(9, "killed", 0, TOKENS, LEASE_S), BLOCKS)
+        receiver.open(Terms(9, "killed", 0, TOKENS, LEASE_S), [BLOCKS])
         print(receiver.endpoint, flush=True)
         inbox.expect(Received, timeout_s=60)
         stay("done")

@@ -84,7 +84,7 @@ def send(endpoint: str, phase: str) -> None:
             page[:] = content
     carriers = [DistributedCarrier(HOST)]
     with KVSender(store, TcpTransport(), SECRET, "model", 3, MonotonicClock(), inbox, carriers) as sender:
-        session = sender.begin(Terms(9, "child's", 0, TOKENS, 3600.0), [endpoint], BLOCKS)
+        session = sender.begin(Terms(9, "child's", 0, TOKENS, 3600.0), [endpoint], [BLOCKS])
         session.push(0, 0, TOKENS)
         session.finish(b"")
         inbox.expect(Delivered, timeout_s=60)
@@ -94,7 +94,7 @@ def send(endpoint: str, phase: str) -> None:
 def receive(phase: str) -> None:
     inbox, carriers = Inbox(), [DistributedCarrier(HOST)]
     with KVReceiver(Store(phase), TcpTransport(), SECRET, "model", 1, MonotonicClock(), inbox, carriers) as receiver:
-        receiver.open(Terms(9, "child's", 0, TOKENS, 3600.0), BLOCKS)
+        receiver.open(Terms(9, "child's", 0, TOKENS, 3600.0), [BLOCKS])
         print(receiver.endpoint, flush=True)
         inbox.expect(Received, timeout_s=60)
         stay("done")

@@ -90,15 +90,15 @@ class Here:
         self._transfers = 0
 
     def send(self, endpoint: str, lease_s: float) -> None:
-        session = self.sender.begin(Terms(9, CHILDS, 0, TOKENS, lease_s), [endpoint], BLOCKS)
+        session = self.sender.begin(Terms(9, CHILDS, 0, TOKENS, lease_s), [endpoint], [BLOCKS])
         session.push(0, 0, TOKENS)
         session.finish(b"")
 
     def another_pair_works(self) -> None:
         self._transfers += 1
         grant, count = 100 + self._transfers, 512
-        self.receiver.open(Terms(grant, "own", 0, count, 60.0), [1, 2])
-        session = self.sender.begin(Terms(grant, "own", 0, count, 60.0), [self.receiver.endpoint], [3, 4])
+        self.receiver.open(Terms(grant, "own", 0, count, 60.0), [[1, 2]])
+        session = self.sender.begin(Terms(grant, "own", 0, count, 60.0), [self.receiver.endpoint], [[3, 4]])
         session.push(0, 0, count)
         session.finish(b"")
         self.received["own"].expect(Received, self._transfers)
@@ -135,7 +135,7 @@ def test_kv_crosses_between_two_processes(here: Here) -> None:
         (delivered,) = here.sent[CHILDS].expect(Delivered, timeout_s=60)
         assert delivered.kv_bytes == TOKENS * LAYOUT.bytes_per_token
         assert line(process) == "done"
-    here.receiver.open(Terms(9, CHILDS, 0, TOKENS, 60.0), BLOCKS)
+    here.receiver.open(Terms(9, CHILDS, 0, TOKENS, 60.0), [BLOCKS])
     with child("send", here.receiver.endpoint, "done") as process:
         here.received[CHILDS].expect(Received, timeout_s=60)
         assert line(process) == "done"
@@ -160,7 +160,7 @@ def test_a_killed_receiver_fails_the_session_at_once(here: Here, phase: str) -> 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_killed_sender_breaks_the_grant_at_once(here: Here, phase: str) -> None:
-    here.receiver.open(Terms(9, CHILDS, 0, TOKENS, 3600.0), BLOCKS)
+    here.receiver.open(Terms(9, CHILDS, 0, TOKENS, 3600.0), [BLOCKS])
     with child("send", here.receiver.endpoint, phase) as process:
         assert line(process) == phase
         here.another_pair_works()
@@ -191,7 +191,7 @@ def test_a_stopped_receiver_costs_the_session_its_lease(here: Here, phase: str) 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_stopped_sender_costs_the_grant_its_lease(here: Here, phase: str) -> None:
-    here.receiver.open(Terms(9, CHILDS, 0, TOKENS, STOPPED_LEASE_S), BLOCKS)
+    here.receiver.open(Terms(9, CHILDS, 0, TOKENS, STOPPED_LEASE_S), [BLOCKS])
     with child("send", here.receiver.endpoint, phase) as process:
         with renewed(here.receiver, 9):
             assert line(process) == phase

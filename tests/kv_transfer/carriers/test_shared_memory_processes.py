@@ -96,8 +96,8 @@ class Here:
         """The pair that nobody kills moves a sequence."""
         self._turns += 1
         attempt = f"mine {self._turns}"
-        self.receiver.open(Terms(100 + self._turns, attempt, 0, TOKENS, LEASE_S), BLOCKS)
-        session = self.sender.begin(Terms(100 + self._turns, attempt, 0, TOKENS, LEASE_S), [self.receiver.endpoint], BLOCKS)
+        self.receiver.open(Terms(100 + self._turns, attempt, 0, TOKENS, LEASE_S), [BLOCKS])
+        session = self.sender.begin(Terms(100 + self._turns, attempt, 0, TOKENS, LEASE_S), [self.receiver.endpoint], [BLOCKS])
         session.push(0, 0, TOKENS)
         session.finish(b"")
         self.received[attempt].expect(Received)
@@ -120,7 +120,7 @@ def nothing_left() -> Iterator[None]:
 def test_kv_crosses_between_two_processes() -> None:
     target, inbox = poisoned(large_layout(), len(BLOCKS)), Inbox()
     with KVReceiver(target, TcpTransport(), SECRET, "model", 1, MonotonicClock(), inbox, carriers_for("shm")) as receiver:
-        receiver.open(Terms(9, "killed", 0, TOKENS, LEASE_S), BLOCKS)
+        receiver.open(Terms(9, "killed", 0, TOKENS, LEASE_S), [BLOCKS])
         with child("send", receiver.endpoint, "done") as sender:
             inbox.expect(Received, timeout_s=60)
             assert line(sender) == "done"
@@ -134,7 +134,7 @@ def test_kv_crosses_between_two_processes() -> None:
 def test_a_killed_sender_leaves_nothing_and_breaks_only_its_own_session(phase: str) -> None:
     with Here() as here:
         here.works()
-        here.receiver.open(Terms(9, "killed", 0, TOKENS, 2.0 if phase == "handshake" else LEASE_S), BLOCKS)
+        here.receiver.open(Terms(9, "killed", 0, TOKENS, 2.0 if phase == "handshake" else LEASE_S), [BLOCKS])
         with child("send", here.receiver.endpoint, phase) as sender:
             assert line(sender) == phase
             inodes = memories(sender.pid)
@@ -157,7 +157,7 @@ def test_a_killed_sender_leaves_nothing_and_breaks_only_its_own_session(phase: s
 def test_a_killed_receiver_leaves_nothing_and_fails_only_its_own_session(phase: str) -> None:
     with Here() as here, child("receive", phase) as receiver:
         here.works()
-        session = here.sender.begin(Terms(9, "killed", 0, TOKENS, LEASE_S), [line(receiver)], BLOCKS)
+        session = here.sender.begin(Terms(9, "killed", 0, TOKENS, LEASE_S), [line(receiver)], [BLOCKS])
         session.push(0, 0, TOKENS)
         session.finish(b"")
         assert line(receiver) == phase

@@ -64,9 +64,9 @@ class Churn:
         for turn in range(ATTEMPTS // LANES):
             grant, mark = turn * LANES + lane, 1 + (turn * LANES + lane) % 255
             self.ended[grant] = queue.SimpleQueue()
-            self.receiver.open(Terms(grant, f"a{grant}", 0, TOKENS, 0.2), blocks)
+            self.receiver.open(Terms(grant, f"a{grant}", 0, TOKENS, 0.2), [blocks])
             source_blocks = [mark * 3, mark * 3 + 1, mark * 3 + 2]
-            session = self.sender.begin(Terms(grant, f"a{grant}", 0, TOKENS, 0.2), [self.receiver.endpoint], source_blocks)
+            session = self.sender.begin(Terms(grant, f"a{grant}", 0, TOKENS, 0.2), [self.receiver.endpoint], [source_blocks])
             sending = threading.Thread(target=self._send, args=(session, dice.getrandbits(32)))
             sending.start()
             if dice.random() < 0.4:

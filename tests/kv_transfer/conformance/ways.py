@@ -114,8 +114,8 @@ over_quick_ways = pytest.mark.parametrize("way", QUICK, ids=[way.name for way in
 
 
 def begin(pair: Pair, grant: int = 1, first: int = 0, stop: int = 12, lease_s: float = 30.0) -> SendSession:
-    pair.receiver.open(Terms(grant, f"attempt-{grant}", first, stop, lease_s), TARGET_BLOCKS)
-    return pair.sender.begin(Terms(grant, f"attempt-{grant}", first, stop, lease_s), [pair.receiver.endpoint], SOURCE_BLOCKS)
+    pair.receiver.open(Terms(grant, f"attempt-{grant}", first, stop, lease_s), [TARGET_BLOCKS])
+    return pair.sender.begin(Terms(grant, f"attempt-{grant}", first, stop, lease_s), [pair.receiver.endpoint], [SOURCE_BLOCKS])
 
 
 def push_all(session: SendSession, stop: int = 12) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import xxhash
 
 from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, TransferError
+from core.groups import Tables
 from kv_transfer.events import Delivered, OnReceiverEvent, OnSenderEvent, SendFailed
 from kv_transfer.frames import HEADER_BYTES, Begin, Finish, Header, Kind, check_payload, parse_header, unpack_body
 from kv_transfer.grants import GrantTable
 from kv_transfer.inbound import GrantEnded
 from kv_transfer.outbound import Outbound
 from kv_transfer.store import KVStore
-from kv_transfer.terms import Terms, check_endpoints
+from kv_transfer.terms import Terms, check_endpoints, check_kept
 from tests.support.virtual.timeline import Timeline
 
 SEED = 7
@@ -46,8 +47,8 @@ class VirtualReceiver:
     def open_grants(self) -> int:
         return len(self.table)
 
-    def open(self, terms: Terms, blocks: Sequence[int]) -> None:
-        self.table.open(terms, blocks)
+    def open(self, terms: Terms, tables: Tables) -> None:
+        self.table.open(terms, tables)
         self._watch(terms.lease_s)
 
     def renew(self, grant: int) -> bool:
@@ -116,17 +117,17 @@ class VirtualSender:
         self._free_s = 0.0
         self._sessions: list[VirtualSession] = []
 
-    def begin(
-        self, terms: Terms, endpoints: Sequence[str], blocks: Sequence[int], incarnation: int | None = None
-    ) -> VirtualSession:
+    def begin(self, terms: Terms, endpoints: Sequence[str], tables: Tables, incarnation: int | None = None) -> VirtualSession:
         if self.closed:
             raise TransferAborted("the sender is closed")
         session = VirtualSession(self, terms)
         self._sessions = [other for other in self._sessions if not other.ended]
         self._sessions.append(session)
         try:
+            terms.check()
             session.endpoint = check_endpoints(endpoints)
-            session.outbound = Outbound(self.store.layout, terms, blocks)
+            check_kept(self.store.groups, terms)
+            session.outbound = Outbound(self.store.layout, self.store.groups, terms, tables)
         except ValueError as error:
             message = str(error)
             self.fabric.timeline.after(0.0, lambda: session.fail(TransferError(message)))
@@ -193,7 +194,7 @@ class VirtualSession:
             self._carry(begin[:HEADER_BYTES], begin[HEADER_BYTES:])
         while not self.ended and (piece := outbound.take_piece()) is not None:
             payload = bytearray(piece.count * sender.store.layout.layer_bytes_per_token(piece.layer))
-            sender.store.read(piece.layer, outbound.blocks, piece.start, piece.count, memoryview(payload))
+            sender.store.read(piece.layer, outbound.blocks(piece.layer), piece.start, piece.count, memoryview(payload))
             digest = xxhash.xxh3_64_intdigest(payload, SEED)
             self._carry(outbound.stamp_piece(piece, len(payload), digest, SEED), bytes(payload))
             sender.fabric.kv_bytes += len(payload)
