@@ -213,7 +213,7 @@ class _Peer:
         self._commands.recv()
         started_s = time.perf_counter()
         session = self._senders[transport].begin(
-            Terms(self._grant, "attempt", 0, tokens, LEASE_S), [self._endpoints[transport]], [self._blocks]
+            Terms(self._grant, "attempt", 0, tokens, LEASE_S), (self._endpoints[transport],), [self._blocks]
         )
         for layer in range(LAYERS):
             session.push(layer, 0, tokens)

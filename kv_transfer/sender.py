@@ -108,7 +108,7 @@ class KVSender:
         self._closed = False
         self._sweeper = Sweeper(self.sweep, "kv-sender-deadlines")
 
-    def begin(self, terms: Terms, endpoints: Sequence[str], tables: Tables, incarnation: int | None = None) -> SendSession:
+    def begin(self, terms: Terms, endpoints: tuple[str, ...], tables: Tables, incarnation: int | None = None) -> SendSession:
         layout, groups = self._store.layout, self._store.groups
         if terms.num_tokens < 0:
             raise ValueError(f"Got num_tokens = {terms.num_tokens} but expected a number of tokens")

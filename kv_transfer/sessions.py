@@ -16,7 +16,6 @@ What holds for every implementation:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from core.groups import Tables
@@ -58,7 +57,7 @@ class SendSession(Protocol):
 class Sender(Protocol):
     """The sending side of one store."""
 
-    def begin(self, terms: Terms, endpoints: Sequence[str], tables: Tables, incarnation: int | None = None) -> SendSession:
+    def begin(self, terms: Terms, endpoints: tuple[str, ...], tables: Tables, incarnation: int | None = None) -> SendSession:
         """Start sending what `terms` say of the sequence in `tables` to the grant.
 
         The session fails when the peer takes nothing that waits for it for a lease, or does not commit within one after the

@@ -51,7 +51,7 @@ class Terms:
             raise ValueError(f"Got lease_s = {self.lease_s} but expected a positive number of seconds")
 
 
-def check_endpoints(endpoints: Sequence[str]) -> str:
+def check_endpoints(endpoints: tuple[str, ...]) -> str:
     """Where the only rank of the receiving side listens. Raises ValueError if it has another number of them: this side would have
     to know which part of the KV goes where."""
     if len(endpoints) != 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from core.clock import ManualClock
@@ -139,7 +138,7 @@ class FakeSender:
     failed: list[SendFailed] = field(default_factory=list)
     _grants: set[tuple[str, int | None, int]] = field(default_factory=set)
 
-    def begin(self, terms: Terms, endpoints: Sequence[str], tables: Tables, incarnation: int | None = None) -> FakeSession:
+    def begin(self, terms: Terms, endpoints: tuple[str, ...], tables: Tables, incarnation: int | None = None) -> FakeSession:
         groups = layer_groups(self.layout)
         check_tables(tables, groups)
         session = self.sessions[terms.attempt] = FakeSession(terms)

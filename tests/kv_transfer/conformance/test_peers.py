@@ -93,7 +93,7 @@ def test_a_sender_that_dies_breaks_its_sessions_at_once_and_nobody_elses(way: Wa
     with wires.receiver(poisoned(layout()), inbox) as receiver, wires.sender(filled(layout()), sent) as living:
         with wires.sender(filled(layout()), Inbox()) as dying:
             receiver.open(Terms(1, "dying", 0, 12, 3600.0), [[20, 21, 22]])
-            dying.begin(Terms(1, "dying", 0, 12, 3600.0), receiver.endpoint, [SOURCE_BLOCKS]).push(0, 0, 12)
+            dying.begin(Terms(1, "dying", 0, 12, 3600.0), [receiver.endpoint], [SOURCE_BLOCKS]).push(0, 0, 12)
             while dying.sweep() is not None:  # until that has left
                 time.sleep(0.001)
             start(living, receiver, 2)

@@ -5,8 +5,6 @@ A sender has one link, shared by its sessions. A receiver that was stopped takes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import xxhash
 
 from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, TransferError
@@ -117,7 +115,7 @@ class VirtualSender:
         self._free_s = 0.0
         self._sessions: list[VirtualSession] = []
 
-    def begin(self, terms: Terms, endpoints: Sequence[str], tables: Tables, incarnation: int | None = None) -> VirtualSession:
+    def begin(self, terms: Terms, endpoints: tuple[str, ...], tables: Tables, incarnation: int | None = None) -> VirtualSession:
         if self.closed:
             raise TransferAborted("the sender is closed")
         session = VirtualSession(self, terms)
