@@ -38,6 +38,8 @@ class VirtualReceiver:
     def __init__(self, fabric: Fabric, endpoint: str, store: KVStore, on_event: OnReceiverEvent) -> None:
         self.endpoint = endpoint
         self._fabric = fabric
+        self._layout = store.layout
+        self._terms: dict[int, Terms] = {}
         self.table = GrantTable(store, fabric.timeline, on_event)
         fabric.receivers[endpoint] = self
 
@@ -47,6 +49,7 @@ class VirtualReceiver:
 
     def open(self, terms: Terms, tables: Tables) -> None:
         self.table.open(terms, tables)
+        self._terms[terms.grant] = terms
         self._watch(terms.lease_s)
 
     def renew(self, grant: int) -> bool:
@@ -90,10 +93,15 @@ class VirtualReceiver:
             found.write(header, packed, payload)
         elif header.kind is Kind.FINISH:
             received, commit = found.finish(header, packed, unpack_body(payload, Finish))
+            assert received.kv_bytes == self._needed_bytes(header.grant)
             session.committed_later(commit.digest)
             self.table.commit(received)
         else:
             raise TransferAborted("the peer gave up")
+
+    def _needed_bytes(self, grant: int) -> int:
+        regions = self._terms[grant].needed(self._layout)
+        return sum(each.tokens.size * self._layout.layer_bytes_per_token(each.layers.start) for each in regions)
 
     def _watch(self, delay_s: float) -> None:
         def look() -> None:
