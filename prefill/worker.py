@@ -35,6 +35,7 @@ from engine.sequence import NewToken, Sequence
 from kv_transfer.events import Delivered, SendFailed
 from kv_transfer.sessions import Sender, SendSession
 from kv_transfer.store import Fence
+from kv_transfer.terms import Terms
 from mail.attempt_book import Attempt, AttemptBook
 
 log = structlog.get_logger()
@@ -192,16 +193,15 @@ class PrefillWorker:
 
     def _open_session(self, reading: Reading, grant: Grant) -> None:
         """Start pushing, beginning with all that is written already. What is wrong with the grant's terms is an event."""
-        session = reading.session = self._sender.begin(
-            attempt=reading.attempt.name,
+        terms = Terms(
             grant=grant.grant,
-            endpoint=grant.kv_endpoint,
-            blocks=reading.sequence.tables[0],
+            attempt=reading.attempt.name,
             first_token=grant.first_token,
             num_tokens=_prefilled_tokens(reading),
             lease_s=grant.lease_s,
-            incarnation=grant.decode.incarnation,
+            windowed=grant.windowed,
         )
+        session = reading.session = self._sender.begin(terms, grant.endpoints, reading.sequence.tables, grant.decode.incarnation)
         for layer, written in enumerate(reading.written):
             if written > 0:
                 session.push(layer, 0, written, reading.fence)

@@ -89,6 +89,7 @@ def test_room_is_asked_for_once_the_prefill_side_has_admitted_the_prompt() -> No
     rig.hear(Phase.ADMITTED)
     (grant,) = rig.grants()
     assert grant.answers == rig.renewals
+    assert (grant.endpoints, grant.windowed) == ((rig.receiver.endpoint,), False)
     assert rig.receiver.grants == {grant.grant: "a"}
 
 

@@ -83,7 +83,14 @@ class Rig:
 
     def grant(self, attempt: str = "a", first_token: int = 0, number: int = 1, answers: int = 99, **fields: object) -> None:
         grant = Grant(
-            attempt=attempt, grant=number, decode=DECODE, kv_endpoint="d:1", first_token=first_token, lease_s=5.0, answers=answers
+            attempt=attempt,
+            grant=number,
+            decode=DECODE,
+            endpoints=("d:1",),
+            first_token=first_token,
+            windowed=False,
+            lease_s=5.0,
+            answers=answers,
         )
         self.worker.granted(msgspec.structs.replace(grant, **fields))
 
@@ -193,11 +200,21 @@ def test_a_grant_of_another_instance_or_incarnation_opens_nothing(decode: object
 
 @pytest.mark.parametrize("first_token", [11, 1 << 40, -1])
 def test_a_grant_from_beyond_the_prompt_on_fails_its_attempt_alone(first_token: int) -> None:
+    assert_fails_alone(first_token=first_token)
+
+
+@pytest.mark.parametrize("endpoints", [(), ("d:1", "d:2")])
+def test_a_grant_of_another_number_of_ranks_fails_its_attempt_alone(endpoints: tuple[str, ...]) -> None:
+    assert_fails_alone(endpoints=endpoints)
+
+
+def assert_fails_alone(**wrong: object) -> None:
+    """With the grant of another attempt, all is well."""
     rig = Rig()
     rig.submit("a")
     rig.submit("b")
     rig.step()
-    rig.grant("a", first_token=first_token)
+    rig.grant("a", **wrong)
     for event in rig.sender.failed:
         rig.worker.send_failed(event)
     assert failure(rig.peers.take(GATEWAY)) == TransferError.code

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from core.clock import MonotonicClock
 from core.config import EngineConfig
+from core.groups import LayerGroup, LayerGroups
 from engine.decision import Part
 from engine.engine import Engine
 from engine.sequence import Sequence
@@ -17,6 +18,7 @@ from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 from kv_transfer.sessions import SendSession
 from kv_transfer.tensor_store import TensorStore
+from kv_transfer.terms import Terms
 from kv_transfer.transports.tcp import TcpTransport
 
 SECRET = b"a secret of the whole cluster"
@@ -85,9 +87,7 @@ class HandOver:
     def _grant(self, number: int, sequence: Sequence) -> None:
         self.writer.reserve(sequence)
         assert [admission.sequence for admission in self.writer.admissions()] == [sequence]
-        self.receiver.open(
-            number, sequence.sequence_id, tuple(sequence.tables[0]), sequence.cached_tokens, len(sequence.tokens), LEASE_S
-        )
+        self.receiver.open(_terms(number, sequence), sequence.tables)
 
     def _pushed(self, parts: tuple[Part, ...], layer: int) -> None:
         for part in parts:
@@ -99,20 +99,21 @@ class HandOver:
     def _begin(self, part: Part) -> SendSession:
         """What the prefix cache had comes first."""
         name, grants = part.sequence.sequence_id, list(self._writing)
-        sequence = self._writing[name]
-        session = self.sender.begin(
-            attempt=name,
-            grant=grants.index(name),
-            endpoint=self.receiver.endpoint,
-            blocks=part.sequence.tables[0],
-            first_token=sequence.cached_tokens,
-            num_tokens=len(sequence.tokens),
-            lease_s=LEASE_S,
-        )
+        terms = _terms(grants.index(name), self._writing[name])
+        session = self.sender.begin(terms, (self.receiver.endpoint,), part.sequence.tables)
         for layer in range(self._layers):
             session.push(layer, 0, part.start)
         return session
 
 
+def _terms(number: int, sequence: Sequence) -> Terms:
+    """Of what the decode side lacks of a sequence."""
+    return Terms(number, sequence.sequence_id, sequence.cached_tokens, len(sequence.tokens), LEASE_S)
+
+
 def _store(runner: TorchRunner) -> TensorStore:
-    return TensorStore([(layer.key, layer.value) for layer in runner.layers], runner.layout)
+    return TensorStore(
+        [(layer.key, layer.value) for layer in runner.layers],
+        runner.layout,
+        LayerGroups((LayerGroup(tuple(range(len(runner.layers)))),)),
+    )
