@@ -48,26 +48,25 @@ class HandOver:
         self.kv_bytes = 0
 
     def serve(self, reading: list[Sequence], writing: list[Sequence]) -> None:
-        """`reading[i]` has `hold` and the prompt that `writing[i]` goes on from."""
+        """`reading[i]` has `hold` and the prompt that `writing[i]` goes on from. The writing engine has room for all of them; the
+        reading one need not: its blocks are free once their KV was delivered."""
         self._writing = {sequence.sequence_id: sequence for sequence in writing}
         for sequence in writing:
             self._grant(sequence)
         for sequence in reading:
             self.reader.add(sequence)
-        drawn: dict[str, int] = {}
+        self._drawn: dict[str, int] = {}
         delivered = received = 0
-        while self.reader.has_work:
-            output = self.reader.step(self._pushed)
-            assert output.failed == ()
-            for new in output.tokens:
-                drawn[new.sequence.sequence_id] = new.token
-                self._sessions[new.sequence.sequence_id].finish(b"")
         while delivered < len(reading) or received < len(writing):
+            if self.reader.has_work:
+                self._read()
+            if self.reader.has_work and self.events.empty():
+                continue
             match self.events.get(timeout=LEASE_S):
                 case Received() as event:
                     received += 1
                     self.kv_bytes += event.kv_bytes
-                    assert self.writer.start(self._writing[event.attempt], drawn[event.attempt]) is None
+                    assert self.writer.start(self._writing[event.attempt], self._drawn[event.attempt]) is None
                 case Delivered() as event:
                     delivered += 1
                     assert self.reader.release(event.attempt)
@@ -87,6 +86,13 @@ class HandOver:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _read(self) -> None:
+        output = self.reader.step(self._pushed)
+        assert output.failed == ()
+        for new in output.tokens:
+            self._drawn[new.sequence.sequence_id] = new.token
+            self._sessions[new.sequence.sequence_id].finish(b"")
 
     def _grant(self, sequence: Sequence) -> None:
         self.writer.reserve(sequence)
