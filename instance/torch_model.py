@@ -8,7 +8,6 @@ import msgspec
 import torch
 
 from core.cost import CostModel, roofline
-from core.groups import LayerGroup, LayerGroups
 from core.hardware import ACCELERATORS
 from engine.torch_runner import TorchRunner
 from instance.loaded_model import LoadedModel
@@ -27,11 +26,7 @@ def torch_model(spec: InstanceSpec) -> LoadedModel:
     engine = spec.engine.model_copy(update={"threads": spec.threads})
     config = spec.config
     runner = TorchRunner.load(config.model, engine, dtype=config.dtype, device=spec.device, max_model_len=config.max_model_len)
-    store = TensorStore(
-        [(layer.key, layer.value) for layer in runner.layers],
-        runner.layout,
-        LayerGroups((LayerGroup(tuple(range(len(runner.layers)))),)),
-    )
+    store = TensorStore([(layer.key, layer.value) for layer in runner.layers], runner.layout)
     return LoadedModel(
         runner=runner,
         store=store,

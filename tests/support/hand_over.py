@@ -8,7 +8,6 @@ from types import TracebackType
 
 from core.clock import MonotonicClock
 from core.config import EngineConfig
-from core.groups import LayerGroup, LayerGroups
 from engine.decision import Part
 from engine.engine import Engine
 from engine.sequence import Sequence
@@ -108,12 +107,8 @@ class HandOver:
 
 def _terms(number: int, sequence: Sequence) -> Terms:
     """Of what the decode side lacks of a sequence."""
-    return Terms(number, sequence.sequence_id, sequence.cached_tokens, len(sequence.tokens), LEASE_S)
+    return Terms(number, sequence.sequence_id, sequence.cached_tokens, len(sequence.tokens), LEASE_S, windowed=True)
 
 
 def _store(runner: TorchRunner) -> TensorStore:
-    return TensorStore(
-        [(layer.key, layer.value) for layer in runner.layers],
-        runner.layout,
-        LayerGroups((LayerGroup(tuple(range(len(runner.layers)))),)),
-    )
+    return TensorStore([(layer.key, layer.value) for layer in runner.layers], runner.layout)
