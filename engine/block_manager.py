@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from core.groups import NO_BLOCK
+from core.groups import NO_BLOCK, LayerGroup
 from engine.block_pool import BlockPool
 from engine.contents import Contents
 from engine.promises import Promise, Promises
@@ -153,9 +153,13 @@ class BlockManager:
         for group in self._full:
             for block in matched[group]:
                 self._pool.share(block)
-            matched[group].extend([self._take() for _ in range(total - found)])
         if self.windowed:
-            self._give_windows(sequence)
+            self._promise(sequence)
+        for group in self._full:  # only now: whatever matched might have been evicted
+            matched[group].extend([self._take() for _ in range(total - found)])
+        if sequence.incoming:
+            for place, (group, window) in enumerate(self.windows.windowed):
+                self._expect(sequence, sequence.tables[group], window, self._promises.of(sequence).first[place])
 
     def owners_in_the_way(self, sequence: Sequence, spare_blocks: int, owners: Iterable[Sequence]) -> list[Sequence]:
         """The first of `owners` that would have to be freed for `allocate` to succeed; none if freeing them all would not do.
@@ -313,25 +317,25 @@ class BlockManager:
             matched[group][first:] = [find(group, index) or 0 for index in range(first, length)]
         return matched
 
-    def _give_windows(self, sequence: Sequence) -> None:
-        """The promise, what matched of it, and where the KV comes from elsewhere also the blocks that it comes into."""
+    def _promise(self, sequence: Sequence) -> None:
+        """Promise what groups with a window will need, and begin with what matched of it."""
         position = len(sequence.tokens) if sequence.incoming else sequence.computed_tokens
         firsts = [self.windows.first_kept(window, position) for _, window in self.windows.windowed]
         blocks = self.windows.promise(sequence, sequence.incoming)
         self._promises.make(sequence, Promise(blocks, firsts, sequence.incoming))
-        for (group, window), first in zip(self.windows.windowed, firsts, strict=True):
-            table = sequence.tables[group]
-            for block in _present(table):
+        for group, _ in self.windows.windowed:
+            for block in _present(sequence.tables[group]):
                 if self._pool.share(block):
                     self._promises.taken()
-            if not sequence.incoming:
-                continue
-            table.extend([NO_BLOCK] * (first - len(table)))
-            ragged = len(table) == first and first * self.block_size < window.first_seen(position)
-            while len(table) < self.blocks_for(position):
-                table.append(self._take_promised())
-            if ragged and first < len(table):
-                self._ragged.add(table[first])  # of its first tokens nothing comes
+
+    def _expect(self, sequence: Sequence, table: list[int], window: LayerGroup, first: int) -> None:
+        """Room from block `first` on for the KV that comes from elsewhere, of what the token after the last one sees."""
+        matched, tokens = len(table), len(sequence.tokens)
+        table.extend([NO_BLOCK] * (first - matched))
+        while len(table) < self.blocks_for(tokens):
+            table.append(self._take_promised())
+        if matched <= first < len(table) and first * self.block_size < window.first_seen(tokens):
+            self._ragged.add(table[first])  # of its first tokens nothing comes
 
     def _take(self) -> int:
         block = self._pool.take()
@@ -379,11 +383,11 @@ class BlockManager:
             for index, block in enumerate(table):
                 if block != NO_BLOCK:
                     if index >= sequence.matched_blocks or references[block] - cooling[block] == 1:
-                        self._contents.forget(block)
+                        self._pool.forget(block)
                 elif index < len(sequence.block_hashes):
                     left = self._contents.find(self._contents.name(sequence, group, index))
                     if left is not None and references[left] == cooling[left]:
-                        self._contents.forget(left)
+                        self._pool.forget(left)
 
     def _check_windows(self, sequence: Sequence) -> list[str]:
         wrong = []

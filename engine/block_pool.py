@@ -60,6 +60,13 @@ class BlockPool:
             self._cached[block] = None
         return True
 
+    def forget(self, block: int) -> None:
+        """Nobody is to find it by its content any longer."""
+        self._contents.forget(block)
+        if block in self._cached:
+            del self._cached[block]
+            self._free.append(block)
+
     def check(self, owners: list[int]) -> list[str]:
         """Every violated invariant, in words; `owners[block]` is how many there are."""
         free, wrong = set(self._free), []

@@ -21,8 +21,7 @@ LayerTensors = tuple[torch.Tensor, torch.Tensor]
 
 class TensorStore:
     """`layers[i]` is, of the i-th layer that the rank holds, `key[num_blocks, block_size, kv_heads, key_dim]` and
-    `value[..., value_dim]`, contiguous, all on one device. Layers of different groups (`core.groups`) may share
-    them.
+    `value[..., value_dim]`, contiguous, all on one device. Layers of different groups (`core.groups`) may share them.
 
     Raises:
         ValueError: the tensors are not what `layout` says.
