@@ -115,17 +115,15 @@ class BatchBuilder:
         if len(host.drawn_rows):
             ids.index_copy_(0, drawn.long(), self._rows.drawn.index_select(0, own))
         query_len, context_len = int(np.diff(host.query_start).max()), int(host.context_lens.max())
-        attention = tuple(
-            [
-                AttentionBatch(
-                    query_start=start,
-                    context_lens=context,
-                    block_tables=table,
-                    slots=slot.long(),
-                    max_query_len=query_len,
-                    max_context_len=context_len,
-                )
-                for slot, table in zip(places[::2], places[1::2], strict=True)
-            ]
-        )
-        return StepBatch(ids[None], place.long()[None], attention, keep.long())
+        attention = [
+            AttentionBatch(
+                query_start=start,
+                context_lens=context,
+                block_tables=places[index + 1],
+                slots=places[index].long(),
+                max_query_len=query_len,
+                max_context_len=context_len,
+            )
+            for index in range(0, len(places), 2)
+        ]
+        return StepBatch(ids[None], place.long()[None], tuple(attention), keep.long())

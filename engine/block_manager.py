@@ -375,7 +375,7 @@ class BlockManager:
         gone wrong unseen, when it drew nothing: so whatever this sequence wrote itself is forgotten. What it only matched was
         written by others; while any of them lives and does not fail, nothing speaks against it, and forgetting would cost
         all who share it. If nobody else lives in it, nobody vouches for it either: it goes, so that wrong content cannot fail
-        one sequence after the other for ever. That goes for what a window has left, too, whoever wrote it.
+        one sequence after the other for ever. That goes for what a window has left behind, too.
         """
         cooling = Counter(block for freed in self._cooling.values() for _, blocks in freed for block in blocks)
         references = self._pool.references
@@ -386,7 +386,7 @@ class BlockManager:
                         self._pool.forget(block)
                 elif index < len(sequence.block_hashes):
                     left = self._contents.find(self._contents.name(sequence, group, index))
-                    if left is not None and references[left] == cooling[left]:
+                    if left is not None and (index >= sequence.matched_blocks or references[left] == cooling[left]):
                         self._pool.forget(left)
 
     def _check_windows(self, sequence: Sequence) -> list[str]:

@@ -217,7 +217,8 @@ class RecordedDecode:
             return None
         if not all(item.count == 1 and item.samples and item.row < limits.rows for item in scheduled):
             return None
-        if self._rows.widths[:, [item.row for item in scheduled]].max() > limits.table_width:
+        rows = [item.row for item in scheduled]
+        if any(widths[rows].max() > limits.table_width for widths in self._rows.widths):
             return None
         return next(bucket for bucket in self.buckets if bucket >= len(scheduled))
 

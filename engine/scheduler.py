@@ -69,6 +69,7 @@ class Scheduler:
         if max_num_seqs < 1 or max_num_batched_tokens < 1:
             raise ValueError(f"Got {max_num_seqs = }, {max_num_batched_tokens = } but expected at least one of each")
         self.blocks = blocks
+        self._growing = next(iter(blocks.windows.full), None)  # a group whose tables grow as all do that have no window
         self._room = Room(blocks, headroom_tokens)
         self._max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -292,9 +293,9 @@ class Scheduler:
     def _grow_running(self, may_preempt: bool) -> list[Sequence] | None:
         """Oldest first, at the cost of the youngest."""
         preempted: list[Sequence] = []
-        if not self.blocks.windows.full:
+        group, size, index = self._growing, self.blocks.block_size, 0
+        if group is None:
             return preempted
-        group, size, index = self.blocks.windows.full[0], self.blocks.block_size, 0
         while index < len(self._residents.running):
             sequence = self._residents.running[index]
             if sequence.total_tokens <= len(sequence.tables[group]) * size or self.blocks.grow(sequence):
