@@ -40,6 +40,7 @@ from kv_transfer.carriers import carriers_for
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
+from kv_transfer.terms import Terms
 from kv_transfer.transports.tcp import TcpTransport, split_endpoint
 
 MIB = 1 << 20
@@ -212,7 +213,7 @@ class _Peer:
         self._commands.recv()
         started_s = time.perf_counter()
         session = self._senders[transport].begin(
-            "attempt", self._grant, self._endpoints[transport], self._blocks, 0, tokens, LEASE_S
+            Terms(self._grant, "attempt", 0, tokens, LEASE_S), (self._endpoints[transport],), [self._blocks]
         )
         for layer in range(LAYERS):
             session.push(layer, 0, tokens)
@@ -250,7 +251,7 @@ def _serve(commands: Connection, secret: bytes, tokens: int, buffer_bytes: int |
             plain.sendall(b"!")
         else:
             _, grant, count, name = command
-            receivers[name].open(grant, "attempt", blocks, 0, count, LEASE_S)
+            receivers[name].open(Terms(grant, "attempt", 0, count, LEASE_S), [blocks])
             commands.send(None)
             events.get()
     plain.close()

@@ -56,6 +56,11 @@ class LayerGroups:
         return next(index for index, group in enumerate(self.groups) if layer in group.layers)
 
 
+def block_bytes(layout: KVLayout, groups: LayerGroups) -> int:
+    """Of one block: a page in each page tensor."""
+    return layout.block_size * sum(layout.layer_bytes_per_token(layers[0]) for layers in groups.page_layers)
+
+
 def layer_groups(layout: KVLayout) -> LayerGroups:
     """The groups of what a rank holds.
 

@@ -162,10 +162,6 @@ class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
         """Over all that this rank holds."""
         return sum(self.layer_bytes_per_token(layer) for layer in range(self.shard.layers.start, self.shard.layers.stop))
 
-    @property
-    def bytes_per_block(self) -> int:
-        return self.bytes_per_token * self.block_size
-
     def blocks_for(self, tokens: int) -> int:
         """Blocks that `tokens` tokens need."""
         return -(-tokens // self.block_size)

@@ -90,8 +90,9 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, tag="grant"):
     Attributes:
         grant: fencing id of this reservation, never used twice by this decode instance, in any incarnation.
         decode: the sender.
-        kv_endpoint: where its `Receiver` listens.
+        endpoints: where the `Receiver` of each of its ranks listens.
         first_token: push tokens from here on; earlier ones are in the sender's prefix cache.
+        windowed: of each layer, push only what its sliding window sees behind the prompt: the sender keeps no more.
         lease_s: the reservation ends this long after the last sign of life (a frame or a `Renew`).
         answers: number of the newest `Renew` that the sender had heard of the attempt. A prompt that has lost its blocks since
             is no longer what the grant is for.
@@ -100,8 +101,9 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, tag="grant"):
     attempt: str
     grant: int
     decode: Address
-    kv_endpoint: str
+    endpoints: tuple[str, ...]
     first_token: int
+    windowed: bool
     lease_s: float
     answers: int
 

@@ -8,7 +8,7 @@
 Room is asked for once the prefill side has blocks for the prompt, so that no room is kept for prompts that cannot be read.
 
 Invariants:
-- A sequence runs only after its KV was committed: every layer, every token, every digest.
+- A sequence runs only after its KV was committed: of every layer every token that it still sees, every digest.
 - Blocks return to the engine only after `Receiver.close`, or after the receiver said that it is done with them.
 - The number of a grant is used once, also across restarts: the incarnation is a part of it.
 
@@ -31,6 +31,7 @@ from engine.engine import Engine
 from engine.sequence import NewToken, Sequence
 from kv_transfer.events import Broken, Received
 from kv_transfer.sessions import Receiver
+from kv_transfer.terms import Terms
 from mail.attempt_book import Attempt, AttemptBook
 from mail.peers import MessageSender
 
@@ -120,21 +121,23 @@ class DecodeWorker:
         writing.attempt.life.move(Phase.GRANTED)
         self._last_grant += 1
         sequence = writing.sequence
-        self._receiver.open(
+        terms = Terms(
             grant=self._last_grant,
             attempt=sequence_id,
-            blocks=tuple(sequence.blocks),
             first_token=sequence.cached_tokens,
             num_tokens=len(sequence.tokens),
             lease_s=self._lease_s,
+            windowed=self._engine.groups.windowed,
         )
+        self._receiver.open(terms, sequence.tables)
         writing.grant = Grant(
-            attempt=sequence_id,
-            grant=self._last_grant,
+            attempt=terms.attempt,
+            grant=terms.grant,
             decode=self._address,
-            kv_endpoint=self._receiver.endpoint,
-            first_token=sequence.cached_tokens,
-            lease_s=self._lease_s,
+            endpoints=(self._receiver.endpoint,),
+            first_token=terms.first_token,
+            windowed=terms.windowed,
+            lease_s=terms.lease_s,
             answers=writing.attempt.life.heard,
         )
         self._send_grant(writing)

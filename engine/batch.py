@@ -22,12 +22,13 @@ class StepBatch:
 
     Attributes:
         input_ids, position_ids: int64 `[1, T]`, all sequences packed.
+        attention: for each group of layers. They differ in block tables and slots.
         sample_rows: int64 `[n]`, the rows of `[T, ...]` whose logits are wanted, in order of the plan's sampling entries.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    attention: AttentionBatch
+    attention: tuple[AttentionBatch, ...]
     sample_rows: torch.Tensor
 
 
@@ -36,18 +37,17 @@ class StepArrays:
     """One step on the host, all int32. `T` tokens of `S` rows, `n` of which sample.
 
     `tokens[T]` is -1 where the runner drew the token itself; `drawn_places` and `drawn_rows` say where those are and whose.
-    The rest is what `StepBatch` and `AttentionBatch` hold.
+    The rest is what `StepBatch` and `AttentionBatch` hold; `places` are the slots and the block tables of each group in turn.
     """
 
     tokens: Ints
     positions: Ints
-    slots: Ints
     sample_rows: Ints
     query_start: Ints
     context_lens: Ints
-    block_tables: Ints
     drawn_places: Ints
     drawn_rows: Ints
+    places: list[Ints]
 
 
 def step_arrays(plan: StepPlan, rows: RunnerRows, block_size: int) -> StepArrays:
@@ -57,19 +57,28 @@ def step_arrays(plan: StepPlan, rows: RunnerRows, block_size: int) -> StepArrays
     query_start = np.zeros(len(scheduled) + 1, dtype=np.int32)
     np.cumsum(counts, out=query_start[1:])
     context_lens = starts + counts
-    width = int(rows.widths[numbers].max())
-    tables = rows.tables[numbers, :width]
     if len(scheduled) == query_start[-1]:
         places, positions = np.arange(len(scheduled), dtype=np.int32), starts
     else:
         places = np.repeat(np.arange(len(scheduled), dtype=np.int32), counts)
         positions = np.arange(query_start[-1], dtype=np.int32) + np.repeat(starts - query_start[:-1], counts)
-    slots = tables[places, positions // block_size] * block_size + positions % block_size
+    blocks, offsets = positions // block_size, positions % block_size
+    own: list[Ints] = []
+    for table, widths in zip(rows.tables, rows.widths, strict=True):
+        tables = table[numbers, : int(widths[numbers].max())]
+        own += [(tables[places, blocks] * block_size + offsets).astype(np.int32, copy=False), tables]
     tokens = _known_tokens(scheduled, rows, query_start, starts, numbers)
     drawn = np.flatnonzero(tokens < 0)
-    parts = [tokens, positions, slots, query_start[1:][samples] - 1, query_start, context_lens, tables]
-    parts += [drawn, numbers[places[drawn]]]
-    return StepArrays(*(part.astype(np.int32, copy=False) for part in parts))
+    return StepArrays(
+        tokens=tokens,
+        positions=positions.astype(np.int32, copy=False),
+        sample_rows=query_start[1:][samples] - 1,
+        query_start=query_start,
+        context_lens=context_lens,
+        drawn_places=drawn.astype(np.int32, copy=False),
+        drawn_rows=numbers[places[drawn]],
+        places=own,
+    )
 
 
 def _columns(scheduled: tuple[Scheduled, ...]) -> tuple[Ints, Ints, Ints, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
@@ -99,18 +108,22 @@ class BatchBuilder:
     def build(self, plan: StepPlan) -> StepBatch:
         """Tensors for a plan whose changes are made already."""
         host = step_arrays(plan, self._rows, self._block_size)
-        parts = [host.tokens, host.positions, host.slots, host.sample_rows, host.query_start, host.context_lens]
-        parts += [host.block_tables, host.drawn_places, host.drawn_rows]
-        ids, place, slot, keep, start, context, table, drawn, own = to_device(parts, self._device)
+        parts = [host.tokens, host.positions, host.sample_rows, host.query_start, host.context_lens]
+        parts += [host.drawn_places, host.drawn_rows, *host.places]
+        ids, place, keep, start, context, drawn, own, *places = to_device(parts, self._device)
         ids = ids.long()
         if len(host.drawn_rows):
             ids.index_copy_(0, drawn.long(), self._rows.drawn.index_select(0, own))
-        attention = AttentionBatch(
-            query_start=start,
-            context_lens=context,
-            block_tables=table,
-            slots=slot.long(),
-            max_query_len=int(np.diff(host.query_start).max()),
-            max_context_len=int(host.context_lens.max()),
-        )
-        return StepBatch(ids[None], place.long()[None], attention, keep.long())
+        query_len, context_len = int(np.diff(host.query_start).max()), int(host.context_lens.max())
+        attention = [
+            AttentionBatch(
+                query_start=start,
+                context_lens=context,
+                block_tables=places[index + 1],
+                slots=places[index].long(),
+                max_query_len=query_len,
+                max_context_len=context_len,
+            )
+            for index in range(0, len(places), 2)
+        ]
+        return StepBatch(ids[None], place.long()[None], tuple(attention), keep.long())

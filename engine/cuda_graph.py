@@ -8,7 +8,8 @@ Sampling stays outside. Prefill and mixed steps, and decode steps beyond the lar
 
 Invariants:
 - A padding row computes token 0 at position 0, writes its KV into the scratch block that no sequence owns, and attends to
-  that one token. No entry of its block table, and none past a sequence's own blocks, names a block of anybody else.
+  that one token. No entry of its block tables, and none past a sequence's own blocks, names a block of anybody else. Left of
+  what a sequence's window sees some may: no kernel lets what is there count.
 - Inside a graph every host integer is the largest that can occur: the width of block tables, `max_context_len`.
 - Logits are valid until the next step: all buckets share their memory.
 
@@ -103,6 +104,7 @@ class Limits:
         context_len: tokens of a sequence.
         block_size: tokens of a block.
         scratch_block: where padding writes.
+        groups: block tables of a row.
     """
 
     batch: int
@@ -111,6 +113,7 @@ class Limits:
     context_len: int
     block_size: int
     scratch_block: int
+    groups: int = 1
 
 
 class StaticInputs:
@@ -127,7 +130,7 @@ class StaticInputs:
         self._device = device
         self.drawn = drawn
         self._ints = torch.zeros(limits.batch * _ROW_INTS, dtype=torch.int32, device=device)
-        shape = limits.rows + 1, limits.table_width
+        shape = limits.groups, limits.rows + 1, limits.table_width
         self._tables = torch.full(shape, limits.scratch_block, dtype=torch.int32, device=device)
         self._query_start = torch.arange(limits.batch + 1, dtype=torch.int32, device=device)
         self._sample_rows = torch.arange(limits.batch, device=device)
@@ -137,17 +140,21 @@ class StaticInputs:
         tokens, positions, rows = self._ints[: _ROW_INTS * bucket].view(_ROW_INTS, bucket)
         rows, places, size = rows.long(), positions.long(), self._limits.block_size
         ids = torch.where(tokens < 0, self.drawn.index_select(0, rows), tokens.long())
-        tables = self._tables.index_select(0, rows)
-        blocks = tables.gather(1, places.div(size, rounding_mode="floor")[:, None])[:, 0].long()
-        attention = AttentionBatch(
-            query_start=self._query_start[: bucket + 1],
-            context_lens=positions + 1,
-            block_tables=tables,
-            slots=blocks * size + places.remainder(size),
-            max_query_len=1,
-            max_context_len=self._limits.context_len,
-        )
-        return StepBatch(ids[None], places[None], attention, self._sample_rows[:bucket])
+        index, offsets, context_lens = places.div(size, rounding_mode="floor")[:, None], places.remainder(size), positions + 1
+        attention = []
+        for group in range(self._limits.groups):
+            tables = self._tables[group].index_select(0, rows)
+            attention.append(
+                AttentionBatch(
+                    query_start=self._query_start[: bucket + 1],
+                    context_lens=context_lens,
+                    block_tables=tables,
+                    slots=tables.gather(1, index)[:, 0].long() * size + offsets,
+                    max_query_len=1,
+                    max_context_len=self._limits.context_len,
+                )
+            )
+        return StepBatch(ids[None], places[None], tuple(attention), self._sample_rows[:bucket])
 
     def load(self, bucket: int, step: npt.NDArray[np.int32] | None = None) -> None:
         """Copy the integers `[3, n]` of up to `bucket` sequences in, and padding for the rest; None is all padding."""
@@ -167,14 +174,14 @@ class StaticInputs:
         blocks: list[int] = []
         for added in plan.blocks:
             own = added.blocks[: max(0, limits.table_width - added.at)] if added.row < limits.rows else ()
-            first = added.row * limits.table_width + added.at
+            first = (added.group * (limits.rows + 1) + added.row) * limits.table_width + added.at
             places.extend(range(first, first + len(own)))
             blocks.extend(own)
         if not fresh and not places:
             return
         changes = [np.array(part, dtype=np.int32) for part in (fresh, places, blocks)]
         rows, where, what = to_device(changes, self._device)
-        self._tables.index_fill_(0, rows.long(), limits.scratch_block)
+        self._tables.index_fill_(1, rows.long(), limits.scratch_block)
         self._tables.view(-1).index_copy_(0, where.long(), what)
 
 
@@ -210,7 +217,8 @@ class RecordedDecode:
             return None
         if not all(item.count == 1 and item.samples and item.row < limits.rows for item in scheduled):
             return None
-        if self._rows.widths[[item.row for item in scheduled]].max() > limits.table_width:
+        rows = [item.row for item in scheduled]
+        if any(widths[rows].max() > limits.table_width for widths in self._rows.widths):
             return None
         return next(bucket for bucket in self.buckets if bucket >= len(scheduled))
 

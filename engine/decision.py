@@ -11,7 +11,7 @@ from engine.sequence import Sequence
 
 class Part(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What a step computes of one sequence: tokens `[start, start + count)`; `samples` when that reaches its last token, so
-    that one new token is drawn. `sequence.blocks` has room."""
+    that one new token is drawn. `sequence.tables` have room."""
 
     sequence: Sequence
     start: int

@@ -31,6 +31,7 @@ from functools import partial
 from core.clock import Clock
 from core.config import EngineConfig
 from core.errors import EngineFault, HetServeError, InvalidRequest, ProtocolError
+from core.groups import LayerGroups, layer_groups
 from core.layout import KVLayout
 from core.request import FinishReason
 from core.sampling import SamplingParams
@@ -43,6 +44,7 @@ from engine.plan_writer import PlanWriter
 from engine.results import EngineLoad
 from engine.scheduler import Scheduler
 from engine.sequence import NewToken, Sequence, Status
+from engine.windows import Windows
 
 PartsListener = Callable[[tuple[Part, ...], int], None]
 """Called for every layer of a step whose new KV was just written, with its index, and with what the step computes of sequences
@@ -84,7 +86,10 @@ class Engine:
     def __init__(self, runner: ModelRunner, config: EngineConfig, clock: Clock) -> None:
         self._runner = runner
         self._clock = clock
-        self._blocks = BlockManager(runner.num_blocks, runner.layout.block_size, config.prefix_cache)
+        self._groups = layer_groups(runner.layout)
+        size = runner.layout.block_size
+        windows = Windows(self._groups, size, config.max_num_batched_tokens, runner.steps_ahead)
+        self._blocks = BlockManager(runner.num_blocks, size, config.prefix_cache, windows)
         self._scheduler = Scheduler(
             self._blocks,
             config.max_num_seqs,
@@ -96,7 +101,7 @@ class Engine:
         self._vocab_size = runner.vocab_size
         self._eos_token_ids = runner.eos_token_ids
         self._max_model_len = runner.max_model_len
-        self._block_size = runner.layout.block_size
+        self._block_size = size
         self._sequences: dict[str, Sequence] = {}
         self._flying: deque[_Launched] = deque()
         self._steps = 0
@@ -106,6 +111,11 @@ class Engine:
     @property
     def layout(self) -> KVLayout:
         return self._runner.layout
+
+    @property
+    def groups(self) -> LayerGroups:
+        """Which layers share a block table: `Sequence.tables[i]` is that of group `i`."""
+        return self._groups
 
     @property
     def num_blocks(self) -> int:
@@ -179,7 +189,7 @@ class Engine:
         """Another engine has room for this prompt with `hold`: from now on it keeps its blocks until it ends. False, and nothing
         else, if it has none (any more)."""
         sequence = self._sequences.get(sequence_id)
-        if sequence is None or not sequence.hold or not sequence.blocks:
+        if sequence is None or not sequence.hold or not sequence.tables:
             return False
         sequence.pinned = True
         return True
@@ -284,6 +294,8 @@ class Engine:
         canary = Sequence("canary", [0], prompt_tokens=1, sampling=SamplingParams(max_tokens=1, temperature=0.0))
         if not self._blocks.allocate(canary):
             return True
+        if self._blocks.windowed:
+            self._blocks.advance(canary, len(canary.tokens))
         try:
             result = self._runner.collect(self._runner.launch(self._writer.write_alone(canary)))
         except Exception:  # the question is whether it fails, however it does
@@ -302,8 +314,8 @@ class Engine:
             waiting_tokens=self._scheduler.waiting_tokens,
             running=len(active),
             context_tokens=sum(len(sequence.tokens) for sequence in active),
-            free_blocks=self._blocks.free_blocks,
-            held_blocks=sum(len(sequence.blocks) for sequence in kept),
+            free_blocks=self._blocks.available_blocks,
+            held_blocks=sum(self._blocks.owned(sequence) for sequence in kept),
             steps=self._steps,
             step_age_s=max(0.0, self._clock.now() - self._alive_s) if self.has_work else 0.0,
         )

@@ -17,7 +17,7 @@ def check_new(sequence: Sequence, vocab_size: int, max_model_len: int) -> None:
         ValueError: it was in an engine before.
     """
     sampling = sequence.sampling
-    if sequence.status is not Status.WAITING or sequence.blocks or sequence.computed_tokens:
+    if sequence.status is not Status.WAITING or sequence.tables or sequence.computed_tokens:
         raise ValueError(f"sequence {sequence.sequence_id} is not new: {sequence.status.value}")
     outside = f"Got a token id outside the vocabulary of {vocab_size}"
     if not within(sequence.tokens, vocab_size):

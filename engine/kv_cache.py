@@ -1,4 +1,4 @@
-"""The KV cache as tensors: how many blocks fit, and one pair of page tensors per layer.
+"""The KV cache as tensors: how many blocks fit, and the pairs of page tensors, each for one layer of every group.
 
 Pages start as zeros: kernels multiply masked values by zero, and a NaN left over in fresh memory would survive that.
 """
@@ -13,17 +13,21 @@ import torch
 
 from core.config import EngineConfig
 from core.errors import ConfigError
+from core.groups import LayerGroups, block_bytes, layer_groups
 from core.layout import KVLayout, LayerShape
 from engine.attention.base import LayerCache, LayerSpec
+from engine.windows import Windows
 
 _CPU_SHARE = 0.25
 _CPU_MOST_BYTES = 2 << 30
+_STEPS_AHEAD = 1  # at most
 _USEFUL_FACTOR = 2  # as much again as the running sequences can fill, for prefixes worth keeping
 
 
 @dataclass(frozen=True)
 class KVCache:
-    """`layers[i]` holds the pages of attention layer `i`; `layout` describes one token's share of all of them.
+    """`layers[i]` holds the pages of attention layer `i`; `layout` describes one token's share of all of them. Layers of
+    different `groups` may share their pages, since a block is used by one group at a time.
 
     `layers_with_scratch`, where it was asked for, are the same pages and one block more at the end, numbered `num_blocks`: no
     sequence ever owns it, so padding may write there.
@@ -31,6 +35,7 @@ class KVCache:
 
     layers: tuple[LayerCache, ...]
     layout: KVLayout
+    groups: LayerGroups
     num_blocks: int
     layers_with_scratch: tuple[LayerCache, ...] | None = None
 
@@ -44,21 +49,23 @@ def layout_of(specs: Sequence[LayerSpec], dtype: torch.dtype, block_size: int) -
 def allocate(layout: KVLayout, num_blocks: int, device: torch.device, *, scratch: bool = False) -> KVCache:
     """Zeroed pages for `num_blocks` blocks, and with `scratch` for one more. Raises ConfigError if the device does not have
     the memory."""
-    dtype = getattr(torch, layout.dtype)
-    pages = num_blocks + scratch
+    dtype, groups = getattr(torch, layout.dtype), layer_groups(layout)
+    pages, first = num_blocks + scratch, layout.shard.layers.start
+    by_layer: dict[int, LayerCache] = {}
     try:
-        layers = tuple(
-            LayerCache(*(torch.zeros(pages, layout.block_size, s.kv_heads, dim, dtype=dtype, device=device) for dim in dims))
-            for s in layout.layers
-            for dims in [(s.key_dim, s.value_dim)]
-        )
+        for shared in groups.page_layers:
+            shape = layout.layers[shared[0] - first]
+            sizes = [(pages, layout.block_size, shape.kv_heads, dim) for dim in (shape.key_dim, shape.value_dim)]
+            cache = LayerCache(*(torch.zeros(size, dtype=dtype, device=device) for size in sizes))
+            by_layer.update(dict.fromkeys(shared, cache))
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        size = pages * layout.bytes_per_block
+        size = pages * block_bytes(layout, groups)
         raise ConfigError(f"cannot allocate a KV cache of {size} bytes on {device}: {error}", "engine.kv_bytes") from error
+    layers = tuple(by_layer[layer] for layer in sorted(by_layer))
     if not scratch:
-        return KVCache(layers, layout, num_blocks)
+        return KVCache(layers, layout, groups, num_blocks)
     owned = tuple(LayerCache(layer.key[:num_blocks], layer.value[:num_blocks]) for layer in layers)
-    return KVCache(owned, layout, num_blocks, layers)
+    return KVCache(owned, layout, groups, num_blocks, layers)
 
 
 def affordable_blocks(
@@ -82,9 +89,13 @@ def affordable_blocks(
         size = int((free - activation_bytes) * config.memory_utilization)
     else:
         size = min(int(psutil.virtual_memory().available * config.memory_utilization * _CPU_SHARE), _CPU_MOST_BYTES)
-    blocks = size // layout.bytes_per_block
+    groups = layer_groups(layout)
+    blocks = size // block_bytes(layout, groups)
     if config.kv_bytes is None:
-        blocks = min(blocks, _USEFUL_FACTOR * config.max_num_seqs * layout.blocks_for(max_model_len))
+        windows = Windows(groups, layout.block_size, config.max_num_batched_tokens, _STEPS_AHEAD)
+        longest = sum(windows.reach(group, max_model_len, decodes=False) for group in groups.groups)
+        blocks = min(blocks, _USEFUL_FACTOR * config.max_num_seqs * longest)
     if blocks < 1:
-        raise ConfigError(f"a KV cache of {size} bytes has no room for a block of {layout.bytes_per_block}", "engine.kv_bytes")
+        needed = block_bytes(layout, groups)
+        raise ConfigError(f"a KV cache of {size} bytes has no room for a block of {needed}", "engine.kv_bytes")
     return blocks

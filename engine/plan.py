@@ -48,11 +48,16 @@ class Admitted(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class BlocksAdded(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """`blocks` follow the first `at` of the row's block table. An admitted row begins with none."""
+    """`blocks` follow the first `at` of the row's block table for a group of layers. An admitted row begins with none.
+
+    Nothing says what a window has left: no token that is scheduled from then on sees it, so a runner may keep what it was told.
+    A row may be admitted with a table that begins further right, at `at`; what is to the left of that is never seen.
+    """
 
     row: int
     at: int
     blocks: tuple[int, ...]
+    group: int = 0
 
 
 class StepPlan(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -133,13 +138,20 @@ class ModelRunner(Protocol):
         step: nothing of it reads or writes KV any more. Raises whatever broke the step."""
 
 
-def trial_plan(tokens: Rows[tuple[int, ...]], blocks: Rows[Rows[int]], start: int = 0, *, first_row: int = 0) -> StepPlan:
-    """A plan of new rows that compute their tokens from `start` on and draw one, for checks of a runner by itself."""
+def trial_plan(tokens: Rows[tuple[int, ...]], width: int, groups: int, start: int = 0) -> StepPlan:
+    """A plan of new rows that compute their tokens from `start` on and draw one, for checks of a runner by itself.
+
+    Each has `width` blocks for each of `groups` groups of layers, in turns with the others, from block 0 on.
+    """
     params = SamplingParams(temperature=1.0, top_p=0.9, repetition_penalty=1.1, presence_penalty=0.1)  # what needs most memory
-    numbers = range(first_row, first_row + len(tokens))
+    numbers, stride = range(len(tokens)), len(tokens) * groups
     return StepPlan(
         0,
         tuple(Scheduled(row, start, len(own) - start, True) for row, own in zip(numbers, tokens, strict=True)),
         admitted=tuple(Admitted(row, own, len(own), params) for row, own in zip(numbers, tokens, strict=True)),
-        blocks=tuple(BlocksAdded(row, 0, tuple(own)) for row, own in zip(numbers, blocks, strict=True)),
+        blocks=tuple(
+            BlocksAdded(row, 0, tuple(range(row * groups + group, width * stride, stride)), group)
+            for row in numbers
+            for group in range(groups)
+        ),
     )

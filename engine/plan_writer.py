@@ -13,6 +13,7 @@ import heapq
 from dataclasses import dataclass
 
 from core.errors import EngineFault
+from core.groups import NO_BLOCK
 from engine.decision import Part
 from engine.plan import Admitted, BlocksAdded, Scheduled, StepPlan
 from engine.sequence import Sequence
@@ -20,11 +21,11 @@ from engine.sequence import Sequence
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    """What the runner knows of one row: whose it is, in which of its tenancies, and how many of its blocks."""
+    """What the runner knows of one row: whose it is, in which of its tenancies, and how much of each of its tables."""
 
     number: int
     tenancy: int
-    blocks: int = 0
+    told: list[int]
 
 
 class PlanWriter:
@@ -58,10 +59,9 @@ class PlanWriter:
         scheduled: list[Scheduled] = []
         blocks: list[BlocksAdded] = []
         for part, row in zip(parts, rows, strict=True):
-            own = part.sequence.blocks
-            if row.blocks != len(own):
-                blocks.append(BlocksAdded(row.number, row.blocks, tuple(own[row.blocks :])))
-                row.blocks = len(own)
+            tables = part.sequence.tables
+            if row.told[0] != len(tables[0]) or len(tables) > 1:
+                _tell(row, tables, blocks)
             scheduled.append(Scheduled(row.number, part.start, part.count, part.samples))
         self._step += 1
         return StepPlan(self._step, tuple(scheduled), tuple(dropped), tuple(admitted), tuple(blocks))
@@ -70,11 +70,13 @@ class PlanWriter:
         """A plan that computes a new sequence whole and draws one token, in a row that the next plan drops. Others stay."""
         admitted: list[Admitted] = []
         row = self._admit(sequence, admitted)
+        blocks: list[BlocksAdded] = []
+        _tell(row, sequence.tables, blocks)
         del self._rows[sequence]
         self._owed.append(row.number)
         self._step += 1
         item = Scheduled(row.number, 0, len(sequence.tokens), True)
-        return StepPlan(self._step, (item,), (), tuple(admitted), (BlocksAdded(row.number, 0, tuple(sequence.blocks)),))
+        return StepPlan(self._step, (item,), (), tuple(admitted), tuple(blocks))
 
     def check(self) -> list[str]:
         """Every violated invariant, in words."""
@@ -99,5 +101,17 @@ class PlanWriter:
         else:
             number, self._made = self._made, self._made + 1
         admitted.append(Admitted(number, tuple(sequence.tokens), sequence.prompt_tokens, sequence.sampling))
-        row = self._rows[sequence] = _Row(number, sequence.tenancy)
+        row = self._rows[sequence] = _Row(number, sequence.tenancy, [0] * len(sequence.tables))
         return row
+
+
+def _tell(row: _Row, tables: list[list[int]], blocks: list[BlocksAdded]) -> None:
+    """Add to `blocks` what the runner has not been told of a row's tables. What a window has left it need not know."""
+    for group, table in enumerate(tables):
+        first = row.told[group]
+        if first == len(table):
+            continue
+        row.told[group] = len(table)
+        while first < len(table) and table[first] == NO_BLOCK:
+            first += 1
+        blocks.append(BlocksAdded(row.number, first, tuple(table[first:]), group))

@@ -104,8 +104,8 @@ class Residents:
 def _check(sequence: Sequence, status: Status) -> list[str]:
     """What is wrong with a sequence in the place for that status."""
     name, wrong = sequence.sequence_id, []
-    if sequence.status is not status or not sequence.blocks:
-        wrong.append(f"{name} is {sequence.status.value} with {len(sequence.blocks)} blocks where {status.value} ones are")
+    if sequence.status is not status or not sequence.tables:
+        wrong.append(f"{name} is {sequence.status.value} with tables {sequence.tables} where {status.value} ones are")
     if sequence.incoming != (status is Status.RESERVED):
         wrong.append(f"{name} is {status.value}, which does not go with {sequence.incoming = }")
     if (sequence.hold and status not in (Status.RUNNING, Status.HELD)) or (status is Status.HELD and not sequence.hold):

@@ -15,19 +15,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.block_manager import BlockManager
+from engine.block_manager import BlockManager, Fit
 from engine.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
     """A claim that found no room: how many blocks it lacked, and what was given up until then. `next_content` is the first
-    block of it that was not in the cache; `in_vain` is set when not even the blocks of all that may lose theirs would do."""
+    block of it that was not in the cache, if one block alone could make its match longer, and `registered` how many had ever been
+    there; `in_vain` is set when not even the blocks of all that may lose theirs would do."""
 
     claim: Sequence
     lacking: int
     given_up: int
     next_content: bytes | None
+    registered: int
     in_vain: bool = False
 
 
@@ -43,16 +45,14 @@ class Room:
     def wanted(self, sequence: Sequence) -> int:
         """Blocks for its tokens and for the output that room is kept for: what a claim needs, without what the prefix cache
         has of it."""
-        tokens = sequence.total_tokens
-        if not sequence.hold:
-            # The last token is drawn but never computed.
-            last = sequence.prompt_tokens + sequence.sampling.max_tokens - 1
-            tokens = min(tokens + self._headroom_tokens, last)
-        return self._blocks.blocks_for(tokens)
+        return self._kept_for(sequence) + self._blocks.windows.promise(sequence, sequence.incoming)
 
     def headroom(self, sequence: Sequence) -> int:
-        """Of these, the blocks that somebody who has his tokens' blocks does not own yet."""
-        return max(0, self.wanted(sequence) - len(sequence.blocks))
+        """Of these, the blocks that somebody who has his tokens' blocks does not own yet. Those that he is promised are no
+        concern of anybody else."""
+        if not sequence.tables:
+            return self.wanted(sequence)
+        return max(0, self._kept_for(sequence) - self._blocks.kept(sequence))
 
     def give_up(self, blocks: int) -> None:
         """So many blocks need not be kept any longer: whoever they were kept for is gone."""
@@ -70,7 +70,7 @@ class Room:
             self._blocks.give(claim, fit.matched)
             self._refusal = None  # it may have been about somebody who passed this claim
             return True
-        self._refusal = _Refusal(claim, fit.lacking, self._ever_given_up(), fit.next_content)
+        self._refusal = self._refused(claim, fit)
         return False
 
     def made_by(self, claim: Sequence, owners: Iterable[Sequence]) -> list[Sequence]:
@@ -83,20 +83,33 @@ class Room:
         found = self._blocks.owners_in_the_way(claim, spare, owners)
         if not found:
             fit = self._blocks.fit(claim, spare)
-            self._refusal = _Refusal(claim, fit.lacking, self._ever_given_up(), fit.next_content, in_vain=True)
+            self._refusal = self._refused(claim, fit, in_vain=True)
         return found
 
+    def _kept_for(self, sequence: Sequence) -> int:
+        tokens = sequence.total_tokens
+        if not sequence.hold:
+            # The last token is drawn but never computed.
+            last = sequence.prompt_tokens + sequence.sampling.max_tokens - 1
+            tokens = min(tokens + self._headroom_tokens, last)
+        return self._blocks.kept_for(tokens)
+
     def _spare(self, claim: Sequence, writers: Iterable[Sequence]) -> int:
-        own = self.wanted(claim) - self._blocks.blocks_for(len(claim.tokens))
+        own = self._kept_for(claim) - self._blocks.kept_for(len(claim.tokens))
         return own + sum(map(self.headroom, writers))
+
+    def _refused(self, claim: Sequence, fit: Fit, in_vain: bool = False) -> _Refusal:
+        return _Refusal(claim, fit.lacking, self._ever_given_up(), fit.next_content, self._blocks.registered, in_vain)
 
     def _still_refused(self, claim: Sequence) -> bool:
         """What it lacks shrinks by no more than the blocks that were freed and the room that others no longer need, or by a
-        longer match in the cache, which begins where the last one ended."""
+        longer match in the cache. That begins where the last one ended, unless some group has a window."""
         refusal = self._refusal
         if refusal is None or refusal.claim is not claim:
             return False
         if refusal.next_content is not None and self._blocks.is_cached(refusal.next_content):
+            return False
+        if self._blocks.windowed and self._blocks.registered != refusal.registered:
             return False
         return self._ever_given_up() - refusal.given_up < refusal.lacking
 

@@ -25,15 +25,16 @@ class RunnerRows:
     """Rows of one runner. All arrays are indexed by row and grow as rows and tables do.
 
     Attributes:
-        tables: int32 `[rows, width]`, block tables, 0 past a row's own blocks.
-        widths: int32 `[rows]`, how many blocks of a table are the row's own.
+        tables: int32 `[rows, width]` for each group of layers, block tables, 0 past a row's own blocks. Left of what a window
+            sees there may be blocks of others.
+        widths: int32 `[rows]` for each group, where the row's own blocks end in its table.
         known: int32 `[rows]`, how many tokens the row was admitted with. Those after them were drawn here.
         drawn: int64 `[rows]` on the device, the token drawn last. It moves only when rows are added beyond those reserved.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.tables: Ints = np.zeros((_FIRST_ROWS, _FIRST_WIDTH), dtype=np.int32)
-        self.widths: Ints = np.zeros(_FIRST_ROWS, dtype=np.int32)
+    def __init__(self, device: torch.device, groups: int = 1) -> None:
+        self.tables: list[Ints] = [np.zeros((_FIRST_ROWS, _FIRST_WIDTH), dtype=np.int32) for _ in range(groups)]
+        self.widths: list[Ints] = [np.zeros(_FIRST_ROWS, dtype=np.int32) for _ in range(groups)]
         self.known: Ints = np.zeros(_FIRST_ROWS, dtype=np.int32)
         self.drawn = torch.zeros(_FIRST_ROWS, dtype=torch.long, device=device)
         self._tokens: dict[int, Ints] = {}
@@ -50,18 +51,19 @@ class RunnerRows:
         for admitted in plan.admitted:
             self._admit(admitted)
         for added in plan.blocks:
-            end = added.at + len(added.blocks)
-            if end > self.tables.shape[1]:
-                self.tables = _grown(self.tables, (len(self.tables), 2 * end))
-            self.tables[added.row, added.at : end] = added.blocks
-            self.widths[added.row] = end
+            end, table = added.at + len(added.blocks), self.tables[added.group]
+            if end > table.shape[1]:
+                table = self.tables[added.group] = _grown(table, (len(table), 2 * end))
+            table[added.row, added.at : end] = added.blocks
+            self.widths[added.group][added.row] = end
 
     def reserve(self, rows: int) -> None:
         """Make room for rows up to that number, so that `drawn` need not move."""
         if rows <= len(self.known):
             return
-        self.tables = _grown(self.tables, (rows, self.tables.shape[1]))
-        self.widths, self.known = _grown(self.widths, (rows,)), _grown(self.known, (rows,))
+        self.tables = [_grown(table, (rows, table.shape[1])) for table in self.tables]
+        self.widths = [_grown(widths, (rows,)) for widths in self.widths]
+        self.known = _grown(self.known, (rows,))
         drawn = self.drawn.new_zeros(rows)
         drawn[: len(self.drawn)] = self.drawn
         self.drawn = drawn
@@ -98,7 +100,8 @@ class RunnerRows:
         self._tokens[row] = np.array(admitted.tokens, dtype=np.int32)
         self._prompt_tokens[row] = admitted.prompt_tokens
         self.known[row] = len(admitted.tokens)
-        self.widths[row] = self.tables[row] = 0
+        for widths, table in zip(self.widths, self.tables, strict=True):
+            widths[row] = table[row] = 0
 
 
 def _grown(array: Ints, shape: tuple[int, ...]) -> Ints:

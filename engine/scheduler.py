@@ -69,6 +69,7 @@ class Scheduler:
         if max_num_seqs < 1 or max_num_batched_tokens < 1:
             raise ValueError(f"Got {max_num_seqs = }, {max_num_batched_tokens = } but expected at least one of each")
         self.blocks = blocks
+        self._growing = next(iter(blocks.windows.full), None)  # a group whose tables grow as all do that have no window
         self._room = Room(blocks, headroom_tokens)
         self._max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -144,6 +145,7 @@ class Scheduler:
     def hold(self, sequence: Sequence) -> None:
         """Take a running sequence out of the batch and keep its blocks."""
         self._residents.leave(sequence)
+        self.blocks.settle(sequence)
         self._residents.enter(sequence, Status.HELD)
 
     def remove(self, sequence: Sequence, keep_cached: bool = True) -> None:
@@ -174,7 +176,7 @@ class Scheduler:
             if not claim.incoming and (budget <= 0 or len(self._residents.running) >= self._max_num_seqs):
                 passed += 1
                 passed_blocks += self._room.wanted(claim)
-                if self._waiting.reservations == 0 or passed > MAX_PASSED or passed_blocks > self.blocks.free_blocks:
+                if self._waiting.reservations == 0 or passed > MAX_PASSED or passed_blocks > self.blocks.available_blocks:
                     return
             elif self._take(claim, passed_blocks, may_preempt and passed == 0):
                 budget -= self._enter_blocks(claim, budget, parts)
@@ -231,6 +233,9 @@ class Scheduler:
             budget -= self._schedule_chunk(sequence, budget, parts)
         if not preempted:
             self._admit(budget, parts, may_preempt)
+        if self.blocks.windowed:
+            for part in parts:
+                self.blocks.advance(part.sequence, part.start + part.count)
         self._stalled = not parts and not preempted
         return Decision(tuple(parts), tuple(preempted)) if parts else None
 
@@ -254,10 +259,10 @@ class Scheduler:
         if len(self._residents.running) > self._max_num_seqs:
             wrong.append(f"{len(self._residents.running)} sequences run but {self._max_num_seqs} may")
         for sequence in members:
-            room = min(sequence.total_tokens, len(sequence.blocks) * self.blocks.block_size)
+            room = min([sequence.total_tokens, *[len(table) * self.blocks.block_size for table in sequence.tables]])
             if not 0 <= sequence.computed_tokens <= sequence.launched_tokens <= room:
                 counts = f"{sequence.computed_tokens} computed, {sequence.launched_tokens} launched tokens"
-                wrong.append(f"{sequence.sequence_id} has {counts} in {sequence.blocks}")
+                wrong.append(f"{sequence.sequence_id} has {counts} in {sequence.tables}")
         return wrong + self._residents.check() + self._waiting.check()
 
     def _schedule_chunk(self, sequence: Sequence, budget: int, parts: list[Part]) -> int:
@@ -288,10 +293,12 @@ class Scheduler:
     def _grow_running(self, may_preempt: bool) -> list[Sequence] | None:
         """Oldest first, at the cost of the youngest."""
         preempted: list[Sequence] = []
-        size, index = self.blocks.block_size, 0
+        group, size, index = self._growing, self.blocks.block_size, 0
+        if group is None:
+            return preempted
         while index < len(self._residents.running):
             sequence = self._residents.running[index]
-            if sequence.total_tokens <= len(sequence.blocks) * size or self.blocks.grow(sequence):
+            if sequence.total_tokens <= len(sequence.tables[group]) * size or self.blocks.grow(sequence):
                 index += 1
             elif may_preempt:
                 preempted.append(self._preempt())
@@ -322,9 +329,10 @@ class Scheduler:
         # The last token is drawn but never computed.
         drawn = 0 if sequence.hold else max(0, sequence.sampling.max_tokens - sequence.output_tokens - 1)
         tokens = len(sequence.tokens) + drawn
-        if self.blocks.blocks_for(tokens) > self.blocks.num_blocks:
-            capacity_tokens = self.blocks.num_blocks * self.blocks.block_size
-            raise ContextLengthExceeded(f"Got {tokens} tokens to keep but the KV cache holds {capacity_tokens}", "max_tokens")
+        blocks = self.blocks.kept_for(tokens) + self.blocks.windows.promise(sequence, decodes=False)
+        if blocks > self.blocks.num_blocks:
+            needed = f"{tokens} tokens to keep, in {blocks} blocks of {self.blocks.block_size}"
+            raise ContextLengthExceeded(f"Got {needed}, but the KV cache has {self.blocks.num_blocks}", "max_tokens")
 
     def _enter(self, sequence: Sequence) -> None:
         self._next_arrival += 1

@@ -13,7 +13,6 @@ from collections.abc import Callable
 import torch
 
 from core.errors import ModelError
-from core.layout import KVLayout
 from engine.model import LoadedModel
 from engine.plan import Scheduled, StepPlan, trial_plan
 
@@ -39,9 +38,9 @@ def reference_logits(loaded: LoadedModel) -> list[torch.Tensor]:
 
 
 def check_against(
-    expected: list[torch.Tensor], loaded: LoadedModel, logits: Callable[[StepPlan], torch.Tensor], layout: KVLayout
+    expected: list[torch.Tensor], loaded: LoadedModel, logits: Callable[[StepPlan], torch.Tensor], width: int, groups: int
 ) -> None:
-    """Compare `logits(plan)`, an engine's, with `expected`, the model's own.
+    """Compare `logits(plan)`, an engine's, with `expected`, the model's own. `width` blocks hold `CHECK_TOKENS` tokens.
 
     In float32 every row must agree; in narrower types, where rounding and a changed choice of experts can move single rows,
     the median row.
@@ -49,9 +48,8 @@ def check_against(
     Raises:
         ModelError: they differ by more than rounding.
     """
-    width = layout.blocks_for(CHECK_TOKENS)
     tokens = [tuple(prompt) for prompt in _prompts(loaded)]
-    admit = trial_plan(tokens, [list(range(2 * width))[row::2] for row in range(len(tokens))])
+    admit = trial_plan(tokens, width, groups)
     errors = []
     done = [0] * len(tokens)
     for step, counts in enumerate(zip(*_CHUNKS, strict=True)):

@@ -45,8 +45,9 @@ class Sequence:
         pending_tokens: tokens that launched steps draw, not known yet. They follow `tokens`.
         last_step: number of the last launched step that computes something of it; 0 if there was none.
         tenancy: goes up whenever its blocks are freed. What a step computes for an earlier tenancy is void.
-        blocks: block ids, in order of position. Enough for `launched_tokens`.
-        matched_blocks: how many of `blocks`, from the first, the prefix cache supplied.
+        tables: block ids in order of position, one list per group of layers (`core.groups`), each long enough for
+            `launched_tokens`; `NO_BLOCK` where nothing is kept. No lists at all while it owns nothing.
+        matched_blocks: how many of them in each table, from the first, the prefix cache supplied.
         hold: keep KV after the first drawn token instead of decoding on (prefill role).
         ticket: age of the request among all of the cluster, smaller is older; 0 where nobody gave it one.
         incoming: its KV comes from elsewhere. A claim on blocks and nothing else, until they are filled.
@@ -72,7 +73,7 @@ class Sequence:
     last_step: int = 0
     tenancy: int = 0
     cached_tokens: int = 0
-    blocks: list[int] = field(default_factory=list)
+    tables: list[list[int]] = field(default_factory=list)
     matched_blocks: int = 0
     block_hashes: list[bytes] = field(default_factory=list)
     preemptions: int = 0

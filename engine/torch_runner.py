@@ -19,6 +19,7 @@ import torch
 
 from core.config import EngineConfig
 from core.cost import ModelShape
+from core.groups import layer_groups
 from core.layout import KVLayout
 from engine.attention.base import AttentionBackend, LayerCache
 from engine.attention.interface import NAME, StepContext, register
@@ -85,7 +86,9 @@ class TorchRunner:
         self._loaded = loaded
         self._backend = selection.backend
         self._cache = cache
-        self._rows = RunnerRows(loaded.device)
+        groups = cache.groups
+        self._groups = [groups.group_of(layer) for layer in range(len(loaded.layers))]
+        self._rows = RunnerRows(loaded.device, len(groups.groups))
         self._builder = BatchBuilder(cache.layout.block_size, loaded.device, self._rows)
         self._sampler = Sampler(loaded.vocab_size, loaded.eos_token_ids, loaded.device)
         self._steps_ahead = int(is_cuda) if steps_ahead is None else steps_ahead
@@ -125,7 +128,7 @@ class TorchRunner:
         swapped = accelerate_for_cpu(loaded.model, loaded.dtype) if engine.accelerate and chosen.type == "cpu" else {}
         layout = layout_of(loaded.layers, loaded.dtype, _block_size(engine.block_size, selection.backend))
         trial = cls(loaded, selection, allocate(layout, _trial_blocks(layout, engine, loaded), chosen), swapped)
-        check_against(expected, loaded, trial.logits, layout)
+        check_against(expected, loaded, trial.logits, layout.blocks_for(CHECK_TOKENS), trial.num_groups)
         activation_bytes = trial.measure_step(engine) if chosen.type == "cuda" and engine.kv_bytes is None else 0
         del trial
         capture = engine.capture and chosen.type == "cuda"
@@ -146,6 +149,11 @@ class TorchRunner:
     def num_blocks(self) -> int:
         """Blocks in the cache."""
         return self._cache.num_blocks
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of layers with a block table each."""
+        return len(self._cache.groups.groups)
 
     @property
     def max_model_len(self) -> int:
@@ -233,7 +241,7 @@ class TorchRunner:
             self._recorded.follow(plan)
             replayed = self._recorded.logits(plan)
         if replayed is None:
-            return _forward(self._loaded, self._backend, self._cache.layers, self._builder.build(plan), on_layer)
+            return self._forward(self._cache.layers, self._builder.build(plan), on_layer)
         if on_layer is not None:
             for layer in range(len(self._cache.layers)):
                 on_layer(layer)
@@ -268,8 +276,9 @@ class TorchRunner:
             context_len=self.max_model_len,
             block_size=layout.block_size,
             scratch_block=self.num_blocks,
+            groups=self.num_groups,
         )
-        forward = partial(_forward, self._loaded, self._backend, layers)
+        forward = partial(self._forward, layers)
         self._rows.reserve(max_num_seqs + 2)  # and one for a sign of life: what recordings read must not move
         try:
             self._recorded = RecordedDecode(forward, self._rows, limits, self.device, recorder)
@@ -287,8 +296,8 @@ class TorchRunner:
         blocks = self.layout.blocks_for(2)
         try:
             for bucket in recorded.buckets:
-                rows = min(bucket, self.num_blocks // blocks)
-                plan = _decode_plan(rows, blocks, self.vocab_size)
+                rows = min(bucket, self.num_blocks // (blocks * self.num_groups))
+                plan = _decode_plan(rows, blocks, self.num_groups, self.vocab_size)
                 if not rows:
                     continue
                 self._rows.clear()
@@ -299,7 +308,7 @@ class TorchRunner:
                     continue
                 stride = -(-rows // _CHECKED_ROWS)
                 got = replayed[::stride].clone()
-                eager = _forward(self._loaded, self._backend, self._cache.layers, self._builder.build(plan), None)
+                eager = self._forward(self._cache.layers, self._builder.build(plan))
                 wrong = more_than_rounding(differences(got, eager[::stride]), self._loaded.dtype)
                 if wrong is not None:
                     return f"replayed logits of {rows} sequences differ from eager ones by {wrong}"
@@ -312,36 +321,30 @@ class TorchRunner:
         torch.cuda.synchronize(self.device)
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
-        self.collect(self.launch(_largest_plan(engine, self.layout, self.max_model_len, self.num_blocks)))
+        self.collect(self.launch(_largest_plan(engine, self.layout, self.max_model_len, self.num_blocks, self.num_groups)))
         torch.cuda.synchronize(self.device)
         return int(torch.cuda.max_memory_allocated(self.device) - before)
 
-
-def _forward(
-    loaded: LoadedModel,
-    backend: AttentionBackend,
-    caches: Rows[LayerCache],
-    batch: StepBatch,
-    on_layer: LayerListener | None = None,
-) -> torch.Tensor:
-    """`[n, vocab]`: the logits of the batch's `sample_rows`."""
-    context = StepContext(backend, loaded.layers, caches, batch.attention, on_layer)
-    rows = batch.sample_rows
-    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False, "paged": context}
-    if rows.numel() == 0:
-        loaded.model.base_model(**inputs)
-        return batch.input_ids.new_empty((0, loaded.vocab_size), dtype=loaded.dtype)
-    if loaded.keeps_logits and rows.numel() < batch.input_ids.numel():
-        kept: torch.Tensor = loaded.model(**inputs, logits_to_keep=rows).logits[0]
-        return kept
-    every: torch.Tensor = loaded.model(**inputs).logits[0]
-    return every if rows.numel() == every.shape[0] else every[rows]
+    def _forward(self, caches: Rows[LayerCache], batch: StepBatch, on_layer: LayerListener | None = None) -> torch.Tensor:
+        """`[n, vocab]`: the logits of the batch's `sample_rows`."""
+        loaded = self._loaded
+        context = StepContext(self._backend, loaded.layers, caches, self._groups, batch.attention, on_layer)
+        rows = batch.sample_rows
+        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False, "paged": context}
+        if rows.numel() == 0:
+            loaded.model.base_model(**inputs)
+            return batch.input_ids.new_empty((0, loaded.vocab_size), dtype=loaded.dtype)
+        if loaded.keeps_logits and rows.numel() < batch.input_ids.numel():
+            kept: torch.Tensor = loaded.model(**inputs, logits_to_keep=rows).logits[0]
+            return kept
+        every: torch.Tensor = loaded.model(**inputs).logits[0]
+        return every if rows.numel() == every.shape[0] else every[rows]
 
 
-def _decode_plan(sequences: int, blocks: int, vocab_size: int) -> StepPlan:
+def _decode_plan(sequences: int, blocks: int, groups: int, vocab_size: int) -> StepPlan:
     """Each at its second token, unlike one another, in blocks of its own."""
     tokens = [tuple((7 * row + 3 + offset) % vocab_size for offset in range(2)) for row in range(sequences)]
-    return trial_plan(tokens, [range(row * blocks, (row + 1) * blocks) for row in range(sequences)], start=1)
+    return trial_plan(tokens, blocks, groups, start=1)
 
 
 def mark_end(device: torch.device) -> torch.cuda.Event | None:
@@ -364,16 +367,16 @@ def _block_size(wanted: int | None, backend: AttentionBackend) -> int:
 
 def _trial_blocks(layout: KVLayout, engine: EngineConfig, loaded: LoadedModel) -> int:
     """Enough for the self-check, and on CUDA for the largest step."""
-    check = 2 * layout.blocks_for(CHECK_TOKENS)
-    if loaded.device.type != "cuda":
-        return check
-    return max(check, layout.blocks_for(engine.max_num_batched_tokens) + engine.max_num_seqs)
+    blocks = 2 * layout.blocks_for(CHECK_TOKENS)
+    if loaded.device.type == "cuda":
+        blocks = max(blocks, layout.blocks_for(engine.max_num_batched_tokens) + engine.max_num_seqs)
+    return blocks * len(layer_groups(layout).groups)
 
 
-def _largest_plan(engine: EngineConfig, layout: KVLayout, max_model_len: int, num_blocks: int) -> StepPlan:
+def _largest_plan(engine: EngineConfig, layout: KVLayout, max_model_len: int, num_blocks: int, groups: int) -> StepPlan:
     """`max_num_batched_tokens` tokens shared by as many sampling sequences as may run."""
     sequences = min(engine.max_num_seqs, engine.max_num_batched_tokens)
     length = min(max_model_len, engine.max_num_batched_tokens // sequences)
     blocks = layout.blocks_for(length)
-    sequences = min(sequences, num_blocks // blocks)
-    return trial_plan([(0,) * length] * sequences, [range(row * blocks, (row + 1) * blocks) for row in range(sequences)])
+    sequences = min(sequences, num_blocks // (blocks * groups))
+    return trial_plan([(0,) * length] * sequences, blocks, groups)

@@ -70,7 +70,7 @@ class WaitingQueue:
 
     def check(self) -> list[str]:
         """Every violated invariant, in words."""
-        wrong = [f"{member.sequence_id} waits with blocks" for member in self if member.blocks]
+        wrong = [f"{member.sequence_id} waits with blocks" for member in self if member.tables]
         wrong += [f"{member.sequence_id} waits pinned" for member in self if member.pinned]
         wrong += [
             f"{member.sequence_id} waits though {member.status.value}" for member in self if member.status is not Status.WAITING

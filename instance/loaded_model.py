@@ -11,6 +11,7 @@ from typing import Any
 
 from core.cost import CostModel
 from core.errors import ModelError
+from core.groups import block_bytes, layer_groups
 from core.layout import KVLayout, LayerShape
 from engine.plan import ModelRunner
 from engine.simulated_runner import SimulatedRunner
@@ -48,7 +49,7 @@ def simulated_model(spec: InstanceSpec) -> LoadedModel:
         dtype="float32" if spec.config.dtype == "auto" else spec.config.dtype,
         block_size=spec.engine.block_size or SIMULATED_BLOCK_SIZE,
     )
-    num_blocks = max(2, (spec.engine.kv_bytes or SIMULATED_KV_BYTES) // layout.bytes_per_block)
+    num_blocks = max(2, (spec.engine.kv_bytes or SIMULATED_KV_BYTES) // block_bytes(layout, layer_groups(layout)))
     cost = CostModel(**(spec.config.pools[spec.pool].cost or {}))
     runner = SimulatedRunner(
         layout=layout,

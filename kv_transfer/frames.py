@@ -26,6 +26,7 @@ import xxhash
 from core.errors import CorruptTransfer, LeaseExpired, ProtocolError, TransferAborted, TransferError
 from core.layout import KVLayout, Region, Span
 from core.wire import unpack_bounded
+from kv_transfer.terms import Terms
 from kv_transfer.transport import Buffer
 
 MAGIC = 0x564B
@@ -96,6 +97,11 @@ class Abort(msgspec.Struct, frozen=True):
 
     code: str
     reason: str
+
+
+def begin_of(terms: Terms, layout: KVLayout) -> Begin:
+    """What a rank of this layout says, and expects to be told, at the beginning of such a session."""
+    return Begin(terms.attempt, layout.region(terms.tokens), terms.windowed)
 
 
 class SessionDigest:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 
 from core.clock import Clock
 from core.errors import LeaseExpired, TransferAborted, TransferError
+from core.groups import Tables
 from kv_transfer.events import Broken, OnReceiverEvent, Received
 from kv_transfer.inbound import InboundGrant, Replies
 from kv_transfer.store import KVStore
+from kv_transfer.terms import Terms
 
 
 class GrantTable:
@@ -23,18 +24,10 @@ class GrantTable:
         self._open: dict[int, InboundGrant] = {}
         self._shut: str | None = None
 
-    def open(
-        self,
-        grant: int,
-        attempt: str,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        lease_s: float,
-        windowed: bool = False,
-    ) -> None:
-        """Raises ValueError if the grant is open already or its tokens do not fit its blocks; TransferAborted once shut."""
-        made = InboundGrant(self._store, self._clock, grant, attempt, blocks, first_token, num_tokens, lease_s, windowed)
+    def open(self, terms: Terms, tables: Tables) -> None:
+        """Raises ValueError if the grant is open already, cannot be, or its tokens have no blocks; TransferAborted once
+        shut."""
+        made, grant = InboundGrant(self._store, self._clock, terms, tables), terms.grant
         with self._lock:
             if self._shut is not None:
                 raise TransferAborted(self._shut)

@@ -9,17 +9,16 @@ right, at tokens that were granted and had not arrived before. Once `end` has re
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from typing import Protocol
 
 from core.clock import Clock
 from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, TransferError
-from core.layout import Span, needed
+from core.groups import Tables
 from kv_transfer.coverage import Coverage
 from kv_transfer.events import Received
-from kv_transfer.frames import Begin, Commit, Finish, Header, SessionDigest
+from kv_transfer.frames import Begin, Commit, Finish, Header, SessionDigest, begin_of
 from kv_transfer.store import KVStore
-from kv_transfer.terms import check_room, check_terms
+from kv_transfer.terms import Terms, check_room
 
 
 class GrantEnded(TransferAborted):
@@ -34,37 +33,26 @@ class Replies(Protocol):
 
 
 class InboundGrant:
-    """`blocks` hold tokens `[0, num_tokens)`; those before `first_token` are there already and stay untouched."""
+    """`tables`, one for each group of the store, hold tokens `[0, num_tokens)`. What the terms do not ask for
+    stays untouched."""
 
-    def __init__(
-        self,
-        store: KVStore,
-        clock: Clock,
-        grant: int,
-        attempt: str,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        lease_s: float,
-        windowed: bool = False,
-    ) -> None:
+    def __init__(self, store: KVStore, clock: Clock, terms: Terms, tables: Tables) -> None:
         layout = store.layout
-        check_terms(grant, first_token, num_tokens, lease_s)
-        check_room(layout, len(blocks), num_tokens)
-        self.grant = grant
-        self.attempt = attempt
-        self.lease_s = lease_s
+        terms.check()
+        check_room(layout, store.groups, tables, terms)
+        self.grant = terms.grant
+        self.attempt = terms.attempt
+        self.lease_s = terms.lease_s
         self._store = store
         self._clock = clock
-        self._blocks = tuple(blocks)
-        tokens = Span(first_token, num_tokens)
-        self._expected = Begin(attempt, layout.region(tokens), windowed)
-        self._coverage = Coverage(needed(layout, tokens, windowed))
+        self._tables = [tuple(table) for table in tables]
+        self._expected = begin_of(terms, layout)
+        self._coverage = Coverage(terms.needed(layout))
         self._lock = threading.Lock()
         self._live = True
         self._ending = False
         self._replies: Replies | None = None
-        self._expires_s = clock.now() + lease_s
+        self._expires_s = clock.now() + terms.lease_s
         self._frames = 0
         self._digest = SessionDigest()
         self._kv_bytes = 0
@@ -107,7 +95,8 @@ class InboundGrant:
                 raise CorruptTransfer(str(error)) from error
             if self._started_s is None:
                 self._started_s = self._clock.now()
-            self._store.write(header.layer, self._blocks, tokens.start, tokens.size, payload)
+            table = self._tables[self._store.groups.group_of(header.layer)]
+            self._store.write(header.layer, table, tokens.start, tokens.size, payload)
             self._kv_bytes += header.length
             self._accept(packed)
 

@@ -12,11 +12,12 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.layout import KVLayout, Span, needed
+from core.groups import LayerGroups, Tables
+from core.layout import KVLayout, Span
 from kv_transfer.coverage import Coverage
-from kv_transfer.frames import Begin, Finish, Kind, SessionDigest, pack_body, pack_frame, pack_header, piece_tokens
+from kv_transfer.frames import Begin, Finish, Kind, SessionDigest, begin_of, pack_body, pack_frame, pack_header, piece_tokens
 from kv_transfer.store import Fence
-from kv_transfer.terms import check_push, check_room, check_tail
+from kv_transfer.terms import Terms, check_blocks, check_push, check_tables, check_tail
 
 
 @dataclass(slots=True)
@@ -41,27 +42,24 @@ class Piece:
 
 
 class Outbound:
-    """`blocks` is kept by reference and may grow at its end: a push takes over the ids it needs at that moment."""
+    """`tables`, one for each of `groups`, are kept by reference: a push takes over the ids it needs at that moment. They may grow
+    at their ends, and lose what their windows have left at their starts.
 
-    def __init__(
-        self,
-        layout: KVLayout,
-        attempt: str,
-        grant: int,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        windowed: bool = False,
-    ) -> None:
-        self.attempt = attempt
-        self.grant = grant
-        self.blocks: list[int] = []
+    Raises:
+        ValueError: another number of tables.
+    """
+
+    def __init__(self, layout: KVLayout, groups: LayerGroups, terms: Terms, tables: Tables) -> None:
+        check_tables(tables, groups)
+        self.attempt = terms.attempt
+        self.grant = terms.grant
         self.kv_bytes = 0
         self._layout = layout
-        self._source = blocks
-        tokens = Span(first_token, num_tokens)
-        self._begin = Begin(attempt, layout.region(tokens), windowed)
-        self._coverage = Coverage(needed(layout, tokens, windowed))
+        self._groups = groups
+        self._source = tables
+        self._taken: list[list[int]] = [[] for _ in tables]
+        self._begin = begin_of(terms, layout)
+        self._coverage = Coverage(terms.needed(layout))
         self._waiting: OrderedDict[int, deque[Piece]] = OrderedDict()
         self._tail: bytes | None = None
         self._unstamped = 0
@@ -92,7 +90,7 @@ class Outbound:
         """Queue what is within the grant and has not been pushed before; pushing twice is harmless.
 
         Raises:
-            ValueError: no such layer, a negative range, tokens beyond `blocks`, blocks that are not those of an earlier
+            ValueError: no such layer, a negative range, tokens without blocks, blocks that are not those of an earlier
                 push (the engine took them back: what waits here would be read from somebody else's), or after `finish`.
         """
         check_push(self._layout, layer, start, count)
@@ -100,17 +98,17 @@ class Outbound:
         start, stop = max(start, wanted.start), min(start + count, wanted.stop)
         if stop <= start:
             return
-        check_room(self._layout, len(self._source), stop)
-        first, needed_blocks = start // self._layout.block_size, self._layout.blocks_for(stop)
-        self.blocks.extend(self._source[len(self.blocks) : needed_blocks])
-        if list(self._source[first:needed_blocks]) != self.blocks[first:needed_blocks]:
-            raise ValueError(f"Got a push of attempt {self.attempt} whose blocks have changed; abort before taking blocks back")
+        self._take_blocks(layer, Span(start, stop))
         gaps = self._coverage.missing(layer, heads, Span(start, stop))
         if gaps and self._tail is not None:
             raise ValueError(f"Got a push of attempt {self.attempt} after its finish")
         for _, gap in gaps:
             self._coverage.add(layer, heads, gap)
             self._queue(Piece(layer, heads, gap.start, gap.size, fence))
+
+    def blocks(self, layer: int) -> Sequence[int]:
+        """The table of a layer, as far as pushes have taken it over."""
+        return self._taken[self._groups.group_of(layer)]
 
     def finish(self, tail: bytes) -> None:
         """Raises ValueError if something has not been pushed, or the tail is too long, or it was finished before."""
@@ -168,6 +166,16 @@ class Outbound:
         self._finished = True
         assert self._tail is not None
         return self._control(Kind.FINISH, Finish(self._frames, self._digest.value(), self._tail), seed)
+
+    def _take_blocks(self, layer: int, tokens: Span) -> None:
+        """Take over the ids where `tokens` are."""
+        group, layout = self._groups.group_of(layer), self._layout
+        source, taken = self._source[group], self._taken[group]
+        check_blocks(layout, source, tokens)
+        first, stop = tokens.start // layout.block_size, layout.blocks_for(tokens.stop)
+        taken.extend(source[len(taken) : stop])
+        if list(source[first:stop]) != taken[first:stop]:
+            raise ValueError(f"Got a push of attempt {self.attempt} whose blocks have changed; abort before taking blocks back")
 
     def _control(self, kind: Kind, body: Begin | Finish, seed: int) -> bytes:
         packed = pack_body(body)

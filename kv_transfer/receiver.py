@@ -12,6 +12,7 @@ from types import TracebackType
 
 from core.clock import Clock
 from core.errors import HandshakeRefused, TransferAborted, TransferError
+from core.groups import Tables
 from kv_transfer.carrier import Carrier
 from kv_transfer.carriers.inline import INLINE
 from kv_transfer.doorway import HANDSHAKE_TIMEOUT_S, Doorway
@@ -21,6 +22,7 @@ from kv_transfer.protocol import Handshake, Identity
 from kv_transfer.receive_link import ReceiveLink
 from kv_transfer.store import KVStore
 from kv_transfer.sweeper import Sweeper
+from kv_transfer.terms import Terms
 from kv_transfer.transport import Connection, Transport
 
 _log = logging.getLogger(__name__)
@@ -73,18 +75,9 @@ class KVReceiver:
     def open_grants(self) -> int:
         return len(self._grants)
 
-    def open(
-        self,
-        grant: int,
-        attempt: str,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        lease_s: float,
-        windowed: bool = False,
-    ) -> None:
-        self._grants.open(grant, attempt, blocks, first_token, num_tokens, lease_s, windowed)
-        self._sweeper.wake_within(lease_s)
+    def open(self, terms: Terms, tables: Tables) -> None:
+        self._grants.open(terms, tables)
+        self._sweeper.wake_within(terms.lease_s)
 
     def renew(self, grant: int) -> bool:
         return self._grants.renew(grant)

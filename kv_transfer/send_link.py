@@ -308,7 +308,7 @@ class SendLink:
             with session.reading:
                 if session.ended:
                     return False
-                self._store.read(piece.layer, session.outbound.blocks, piece.start, piece.count, out)
+                self._store.read(piece.layer, session.outbound.blocks(piece.layer), piece.start, piece.count, out)
         except Exception as error:  # the store's fault ends this session, not the link's others
             _log.exception("cannot read KV of attempt %s", session.outbound.attempt)
             self.fail(session, TransferError(f"the sender cannot read: {error!r}"))

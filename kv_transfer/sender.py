@@ -11,6 +11,7 @@ from types import TracebackType
 
 from core.clock import Clock
 from core.errors import TransferAborted, TransferError
+from core.groups import Tables
 from kv_transfer.carrier import Carrier
 from kv_transfer.carriers.inline import INLINE
 from kv_transfer.events import Delivered, OnSenderEvent, SendFailed
@@ -22,7 +23,7 @@ from kv_transfer.send_session import LinkSession
 from kv_transfer.sessions import SendSession
 from kv_transfer.store import Fence, KVStore
 from kv_transfer.sweeper import Sweeper
-from kv_transfer.terms import check_terms
+from kv_transfer.terms import Terms, check_endpoints, check_kept, check_tables
 from kv_transfer.transport import Transport
 
 _log = logging.getLogger(__name__)
@@ -107,35 +108,27 @@ class KVSender:
         self._closed = False
         self._sweeper = Sweeper(self.sweep, "kv-sender-deadlines")
 
-    def begin(
-        self,
-        attempt: str,
-        grant: int,
-        endpoint: str,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        lease_s: float,
-        incarnation: int | None = None,
-        windowed: bool = False,
-    ) -> SendSession:
-        if num_tokens < 0:
-            raise ValueError(f"Got {num_tokens = } but expected a number of tokens")
+    def begin(self, terms: Terms, endpoints: tuple[str, ...], tables: Tables, incarnation: int | None = None) -> SendSession:
+        layout, groups = self._store.layout, self._store.groups
+        if terms.num_tokens < 0:
+            raise ValueError(f"Got num_tokens = {terms.num_tokens} but expected a number of tokens")
+        check_tables(tables, groups)
         try:
-            check_terms(grant, first_token, num_tokens, lease_s)
+            terms.check()
+            endpoint = check_endpoints(endpoints)
+            check_kept(groups, terms)
         except ValueError as error:
             with self._lock:
                 self._check_open()
-            return self._refused(attempt, grant, f"an impossible grant: {error}")
-        outbound = Outbound(self._store.layout, attempt, grant, blocks, first_token, num_tokens, windowed)
-        session = LinkSession(outbound, lease_s)
+            return self._refused(terms, f"an impossible grant: {error}")
+        session = LinkSession(Outbound(layout, groups, terms, tables), terms.lease_s)
         with self._lock:
             self._check_open()
             link = self._link(endpoint, incarnation)
             taken = link.add(session)
         if not taken:
-            return self._refused(attempt, grant, f"{endpoint} has given grant {grant} twice")
-        self._sweeper.wake_within(lease_s)
+            return self._refused(terms, f"{endpoint} has given grant {terms.grant} twice")
+        self._sweeper.wake_within(terms.lease_s)
         return LinkedSession(link, session, self._sweeper)
 
     def sweep(self) -> float | None:
@@ -185,9 +178,9 @@ class KVSender:
         if self._closed:
             raise TransferAborted("the sender is closed")
 
-    def _refused(self, attempt: str, grant: int, reason: str) -> RefusedSession:
-        self._emit(SendFailed(attempt, TransferError(reason)))
-        return RefusedSession(attempt, grant)
+    def _refused(self, terms: Terms, reason: str) -> RefusedSession:
+        self._emit(SendFailed(terms.attempt, TransferError(reason)))
+        return RefusedSession(terms.attempt, terms.grant)
 
     def _emit(self, event: Delivered | SendFailed) -> None:
         try:

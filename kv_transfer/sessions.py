@@ -16,16 +16,17 @@ What holds for every implementation:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
+from core.groups import Tables
 from kv_transfer.store import Fence
+from kv_transfer.terms import Terms
 
 
 class SendSession(Protocol):
     """One attempt's KV on its way into one grant. No method raises.
 
-    A call that cannot be right (tokens beyond the sequence's blocks, a finish before everything was pushed) fails the
+    A call that cannot be right (tokens without blocks, a finish before everything was pushed) fails the
     session with `SendFailed`, from the calling thread, and nothing else. Once the session has ended, `push` and `finish` do
     nothing: the event has told the worker, or is about to.
     """
@@ -56,34 +57,23 @@ class SendSession(Protocol):
 class Sender(Protocol):
     """The sending side of one store."""
 
-    def begin(
-        self,
-        attempt: str,
-        grant: int,
-        endpoint: str,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        lease_s: float,
-        incarnation: int | None = None,
-        windowed: bool = False,
-    ) -> SendSession:
-        """Start sending tokens `[first_token, num_tokens)` of the sequence in `blocks` to a grant.
+    def begin(self, terms: Terms, endpoints: tuple[str, ...], tables: Tables, incarnation: int | None = None) -> SendSession:
+        """Start sending what `terms` say of the sequence in `tables` to the grant.
+
+        The session fails when the peer takes nothing that waits for it for a lease, or does not commit within one after the
+        last frame. Waiting for pushes costs no lease.
 
         Args:
-            blocks: kept by reference; may grow at its end until the last push. If the engine takes blocks back (preempts),
-                `abort` first.
-            lease_s: the session fails when the peer takes nothing that waits for it for this long, or does not commit
-                within it after the last frame. Waiting for pushes costs no lease.
-            incarnation: the receiver's, if the caller knows it; another one at the endpoint fails the session.
-            windowed: of each layer only what its sliding window still sees behind `num_tokens`; the receiver's grant must
-                say the same.
+            endpoints: of the receiving side, one for each of its ranks. A sender need not serve any number of them.
+            tables: one for each of the store's groups. Kept by reference: until the last push they may grow at their ends, and
+                lose at their starts what windows have left. If the engine takes other blocks back (preempts), `abort` first.
+            incarnation: the receiver's, if the caller knows it; another one there fails the session.
 
-        `grant`, `endpoint`, `first_token`, `lease_s`, `incarnation` and `windowed` are a peer's words: what is wrong with
-        them fails the session by an event.
+        All but `tables` is a peer's word: what is wrong with it, or differs from what the receiver was told, fails the session
+        by an event.
 
         Raises:
-            ValueError: `num_tokens` is negative.
+            ValueError: `terms.num_tokens`, which is the caller's own, is negative; another number of tables.
             TransferAborted: the sender is closed.
         """
 
@@ -102,24 +92,16 @@ class Receiver(Protocol):
     @property
     def open_grants(self) -> int: ...
 
-    def open(
-        self,
-        grant: int,
-        attempt: str,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        lease_s: float,
-        windowed: bool = False,
-    ) -> None:
-        """Let the sender of `attempt` fill tokens `[first_token, num_tokens)` of the sequence in `blocks`.
+    def open(self, terms: Terms, tables: Tables) -> None:
+        """Let the sender of `terms.attempt` fill what `terms` say of the sequence in `tables`, one for each of the store's
+        groups.
 
-        Until an event about it, or `close`, the blocks belong to the transfer. The lease runs `lease_s` seconds from now,
-        from each sign of life of the sender's session and from each `renew`. With `windowed`, what no sliding window sees
-        any more is not sent, and the blocks hold rubbish there.
+        Until an event about it, or `close`, the blocks belong to the transfer. The lease runs from now, from each sign of life
+        of the sender's session and from each `renew`. If the terms are windowed, what no sliding window sees any more is not
+        sent, and the blocks hold rubbish there.
 
         Raises:
-            ValueError: the grant is open already, or its tokens do not fit its blocks.
+            ValueError: the grant is open already, there cannot be such terms, or what goes over has no blocks.
             TransferAborted: the receiver has stopped.
         """
 

@@ -1,7 +1,8 @@
 """The seam between a transfer and the memory that holds KV.
 
 The wire speaks in ranges of layers, heads and tokens, never in blocks or addresses: a peer can neither name memory nor depend
-on the other's block size. A store turns `(layer, blocks, start, count)` into bytes and back, with all heads that it holds.
+on the other's block size. A store turns `(layer, blocks, start, count)` into bytes and back, with all heads that it holds;
+`blocks` is the table of the layer's group.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from core.groups import LayerGroups
 from core.layout import KVLayout
 
 
@@ -30,11 +32,15 @@ class KVStore(Protocol):
     @property
     def layout(self) -> KVLayout: ...
 
+    @property
+    def groups(self) -> LayerGroups:
+        """Which layers share a block table."""
+
     def read(self, layer: int, blocks: Sequence[int], start: int, count: int, out: memoryview) -> None:
         """Gather tokens `[start, start + count)` of the sequence that lives in `blocks` into `out`, which they fill exactly.
 
         Raises:
-            ValueError: the tokens do not lie in `blocks`, a block does not exist, or `out` has another size.
+            ValueError: the tokens do not lie in `blocks`, a block is `NO_BLOCK` or does not exist, or `out` has another size.
         """
 
     def write(self, layer: int, blocks: Sequence[int], start: int, count: int, data: memoryview) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from core.groups import LayerGroups, layer_groups
 from core.layout import KVLayout
 from kv_transfer.cuda_pages import CudaPages
 from kv_transfer.paged_rows import Bytes, HostPages
@@ -20,7 +21,7 @@ LayerTensors = tuple[torch.Tensor, torch.Tensor]
 
 class TensorStore:
     """`layers[i]` is, of the i-th layer that the rank holds, `key[num_blocks, block_size, kv_heads, key_dim]` and
-    `value[..., value_dim]`, contiguous, all on one device.
+    `value[..., value_dim]`, contiguous, all on one device. Layers of different groups (`core.groups`) may share them.
 
     Raises:
         ValueError: the tensors are not what `layout` says.
@@ -29,6 +30,7 @@ class TensorStore:
     def __init__(self, layers: Sequence[LayerTensors], layout: KVLayout) -> None:
         _check(layers, layout)
         self._layout = layout
+        self._groups = layer_groups(layout)
         self._first = layout.shard.layers.start
         device = layers[0][0].device
         self._pages: HostPages | CudaPages
@@ -42,6 +44,10 @@ class TensorStore:
     @property
     def layout(self) -> KVLayout:
         return self._layout
+
+    @property
+    def groups(self) -> LayerGroups:
+        return self._groups
 
     def read(self, layer: int, blocks: Sequence[int], start: int, count: int, out: memoryview) -> None:
         self._pages.read(layer - self._first, blocks, start, count, out)

@@ -9,7 +9,8 @@ the session opens when it comes, beginning with all that is written by then. Unt
 back-pressure of a full decode side; meanwhile an older claim may take the blocks back, and the prompt waits again.
 
 Invariants:
-- A block is never freed while a session may read it: the session is aborted or delivered first.
+- A block is never freed while a session may read it: the session is aborted or delivered first. What a sliding window leaves
+  behind while the prompt is read is freed, and no session wants it.
 - What is pushed was written before the fence that goes with it.
 - A grant counts only from the attempt's own decode instance, and only for the admission that asked for it.
 
@@ -35,6 +36,7 @@ from engine.sequence import NewToken, Sequence
 from kv_transfer.events import Delivered, SendFailed
 from kv_transfer.sessions import Sender, SendSession
 from kv_transfer.store import Fence
+from kv_transfer.terms import Terms
 from mail.attempt_book import Attempt, AttemptBook
 
 log = structlog.get_logger()
@@ -192,16 +194,15 @@ class PrefillWorker:
 
     def _open_session(self, reading: Reading, grant: Grant) -> None:
         """Start pushing, beginning with all that is written already. What is wrong with the grant's terms is an event."""
-        session = reading.session = self._sender.begin(
-            attempt=reading.attempt.name,
+        terms = Terms(
             grant=grant.grant,
-            endpoint=grant.kv_endpoint,
-            blocks=reading.sequence.blocks,
+            attempt=reading.attempt.name,
             first_token=grant.first_token,
             num_tokens=_prefilled_tokens(reading),
             lease_s=grant.lease_s,
-            incarnation=grant.decode.incarnation,
+            windowed=grant.windowed,
         )
+        session = reading.session = self._sender.begin(terms, grant.endpoints, reading.sequence.tables, grant.decode.incarnation)
         for layer, written in enumerate(reading.written):
             if written > 0:
                 session.push(layer, 0, written, reading.fence)

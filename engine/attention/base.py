@@ -48,10 +48,11 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class AttentionBatch:
-    """One step's ragged batch of `S` sequences and `T` new tokens, on the device of the cache.
+    """One step's ragged batch of `S` sequences and `T` new tokens, on the device of the cache, for layers of one group.
 
     `query_start[S + 1]`, `context_lens[S]` and `block_tables[S, widest]` are int32; `slots[T]` is int64. Rows of
-    `block_tables` are padded with 0 past a sequence's own blocks; a padded entry is never read.
+    `block_tables` are padded with 0 past a sequence's own blocks; a padded entry is never read. Left of what a layer's window
+    lets the first new token see they may name blocks of other sequences: valid, but what is there counts for nothing.
     `max_query_len` and `max_context_len` are host integers so that no backend has to synchronise with the device.
     """
 

@@ -22,12 +22,14 @@ NAME = "hetserve"
 
 @dataclass(frozen=True)
 class StepContext:
-    """All that one step's attention calls share. `specs` and `caches` are indexed by layer."""
+    """All that one step's attention calls share. `specs`, `caches` and `groups`, which of the batches is the layer's, are
+    indexed by layer."""
 
     backend: AttentionBackend
     specs: Sequence[LayerSpec]
     caches: Sequence[LayerCache]
-    batch: AttentionBatch
+    groups: Sequence[int]
+    batches: Sequence[AttentionBatch]
     on_layer: LayerListener | None = None
 
 
@@ -57,11 +59,11 @@ def paged_attention(
     """
     index = module.layer_idx
     assert isinstance(index, int)
-    cache, spec = paged.caches[index], paged.specs[index]
+    cache, spec, batch = paged.caches[index], paged.specs[index], paged.batches[paged.groups[index]]
     dtype = cache.key.dtype
     rows = [tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value)]
-    paged.backend.write(rows[1], rows[2], cache, paged.batch.slots)
+    paged.backend.write(rows[1], rows[2], cache, batch.slots)
     if paged.on_layer is not None:
         paged.on_layer(index)
-    out = paged.backend.attend(rows[0], cache, paged.batch, spec, s_aux if spec.has_sinks else None)
+    out = paged.backend.attend(rows[0], cache, batch, spec, s_aux if spec.has_sinks else None)
     return out[None].to(query.dtype), None

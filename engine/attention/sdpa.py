@@ -1,9 +1,11 @@
 """Paged attention with plain torch operations: runs on any device, serves every option of `LayerSpec`.
 
-It gathers each sequence's pages into one tensor and calls `scaled_dot_product_attention`, or spells the softmax out where a
-soft cap or sinks take part. Slower than the kernels beside it, and the reference that they are tested against.
+It gathers each sequence's pages, those within the window where there is one, into one tensor and calls
+`scaled_dot_product_attention`, or spells the softmax out where a soft cap or sinks take part. Slower than the kernels beside it,
+and the reference that they are tested against.
 
-Invariant: positions outside a sequence's context contribute exact zeros, even where a page holds NaN from an earlier owner.
+Invariant: positions outside a sequence's context, and left of the window of its first new token, contribute exact zeros, even
+where a page holds NaN from another owner.
 """
 
 from __future__ import annotations
@@ -83,13 +85,19 @@ def _attend(
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """`query[S, Q, heads, key_dim]`, the last `Q` tokens of each of `S` contexts, to `[S, Q, heads, value_dim]`."""
-    places = torch.arange(tables.shape[1] * cache.key.shape[1], device=query.device)
-    inside = places[None] < context_lens[:, None]
-    key, value = (_gather(pages, tables, inside) for pages in (cache.key, cache.value))
-    own = context_lens[:, None] - query.shape[1] + torch.arange(query.shape[1], device=query.device)
-    visible = places[None, None] <= own[..., None]
-    if spec.sliding_window is not None:
-        visible &= places[None, None] > own[..., None] - spec.sliding_window
+    block_size, new, window = cache.key.shape[1], query.shape[1], spec.sliding_window
+    first = torch.zeros_like(context_lens) if window is None else (context_lens - new - window + 1).clamp(min=0)
+    if window is not None:
+        count = min(tables.shape[1], _pages(window - 1 + new, cache) + 1)
+        pages = first[:, None] // block_size + torch.arange(count, device=query.device)
+        tables = tables.gather(1, pages.clamp(max=tables.shape[1] - 1))
+    places = torch.arange(tables.shape[1] * block_size, device=query.device) + (first // block_size * block_size)[:, None]
+    inside = (places < context_lens[:, None]) & (places >= first[:, None])
+    key, value = (_gather(stored, tables, inside) for stored in (cache.key, cache.value))
+    own = context_lens[:, None] - new + torch.arange(new, device=query.device)
+    visible = places[:, None] <= own[..., None]
+    if window is not None:
+        visible &= places[:, None] > own[..., None] - window
     query = query.transpose(1, 2)
     if spec.softcap is None and not spec.has_sinks:
         out = F.scaled_dot_product_attention(

@@ -24,7 +24,6 @@ def test_a_whole_rank_holds_all_layers_and_heads() -> None:
     assert WHOLE.layers == SHAPES
     assert [WHOLE.heads_of(layer) for layer in range(3)] == [Span(0, 8), Span(0, 2), Span(0, 8)]
     assert WHOLE.bytes_per_token == 2 * (8 * 6 + 2 * 8 + 8 * 6)
-    assert WHOLE.bytes_per_block == 16 * WHOLE.bytes_per_token
     assert WHOLE.region(Span(3, 9)) == Region(Span(0, 3), Span(0, 8), Span(3, 9))
 
 

@@ -53,7 +53,7 @@ MESSAGES: tuple[Message, ...] = (
     ),
     Keep(gateway=WORKER, wanted=(Wanted("a", 0), Wanted("b", 7))),
     Cancel(attempt="a"),
-    Grant(attempt="a", grant=4, decode=WORKER, kv_endpoint="127.0.0.1:9", first_token=16, lease_s=5.0, answers=3),
+    Grant(attempt="a", grant=4, decode=WORKER, endpoints=("127.0.0.1:9",), first_token=16, windowed=True, lease_s=5.0, answers=3),
     Renew(worker=WORKER, number=7, states=(AttemptState("a", Phase.ADMITTED), AttemptState("b", Phase.RUNNING))),
     Withdrawn(worker=WORKER, attempt="a", reason="gone"),
     Tokens(

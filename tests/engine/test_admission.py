@@ -88,8 +88,8 @@ def check_passed(it: Scheduler, alive: list[Sequence], served: list[Sequence], h
     passed = [each for each in alive if each.status is Status.WAITING and order(each) < youngest]
     assert not any(each.incoming for each in passed)
     assert len(passed) <= MAX_PASSED
-    writers = [each for each in alive if each.blocks and not each.hold]
-    kept = sum(max(0, wanted(it, each, headroom_tokens) - len(each.blocks)) for each in writers)
+    writers = [each for each in alive if each.tables and not each.hold]
+    kept = sum(max(0, wanted(it, each, headroom_tokens) - len(each.tables[0])) for each in writers)
     owed = sum(wanted(it, each, headroom_tokens) for each in passed)
     assert not passed or it.blocks.free_blocks >= kept + owed
 
@@ -153,7 +153,7 @@ def test_a_blocked_head_is_matched_once_not_in_every_turn() -> None:
     it.add(blocker)
     for _ in range(20):
         compute(it)
-    cache = it.blocks._block_of = CountingCache(it.blocks._block_of)
+    cache = it.blocks._contents._block_of = CountingCache(it.blocks._contents._block_of)
     it.add(sequence("head", tokens + [3] * 200, 1, hold=True))
     for _ in range(15):
         compute(it)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.groups import NO_BLOCK
 from core.sampling import SamplingParams
 from engine.batch import BatchBuilder
 from engine.decision import Part
@@ -13,50 +14,59 @@ from engine.plan_writer import PlanWriter
 from engine.runner_rows import RunnerRows
 from engine.sequence import Sequence
 
-BLOCK = 4
+BLOCK, WINDOW = 4, 6
 CPU = torch.device("cpu")
 
 
-def make(name: str, tokens: int, blocks: list[int]) -> Sequence:
-    return Sequence(name, [100 * len(name) + i for i in range(tokens)], 1, SamplingParams(), blocks=blocks)
+def make(name: str, tokens: int, *tables: list[int]) -> Sequence:
+    return Sequence(name, [100 * len(name) + i for i in range(tokens)], 1, SamplingParams(), tables=list(tables))
 
 
 class Steps:
     """Plans as an engine writes them, and a batch of each, checked."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: int = 1) -> None:
         self.writer = PlanWriter()
-        self.rows = RunnerRows(CPU)
+        self.rows = RunnerRows(CPU, groups)
         self.builder = BatchBuilder(BLOCK, CPU, self.rows)
 
     def check(self, *parts: Part) -> None:
         plan = self.writer.write(parts)
         self.rows.apply(plan)
         batch = self.builder.build(plan)
-        ids, positions, slots, rows, starts = [], [], [], [], [0]
+        ids, positions, rows, starts = [], [], [], [0]
         for part in parts:
             for position in range(part.start, part.start + part.count):
                 ids.append(part.sequence.tokens[position])
                 positions.append(position)
-                slots.append(part.sequence.blocks[position // BLOCK] * BLOCK + position % BLOCK)
             starts.append(len(ids))
             if part.samples:
                 rows.append(len(ids) - 1)
-        attention = batch.attention
         assert batch.input_ids.tolist() == [ids]
         assert batch.position_ids.tolist() == [positions]
         assert batch.sample_rows.tolist() == rows
+        for group, attention in enumerate(batch.attention):
+            self.check_attention(attention, parts, [part.sequence.tables[group] for part in parts], starts)
+        assert batch.input_ids.dtype == torch.int64
+        self.draw(plan.scheduled, parts)
+
+    def check_attention(self, attention, parts, tables, starts) -> None:
+        slots = []
+        for part, table in zip(parts, tables, strict=True):
+            for position in range(part.start, part.start + part.count):
+                slots.append(table[position // BLOCK] * BLOCK + position % BLOCK)
         assert attention.slots.tolist() == slots
         assert attention.query_start.tolist() == starts
         assert attention.context_lens.tolist() == [part.start + part.count for part in parts]
         assert attention.max_query_len == max(part.count for part in parts)
         assert attention.max_context_len == max(part.start + part.count for part in parts)
-        for part, table in zip(parts, attention.block_tables.tolist(), strict=True):
-            assert table == part.sequence.blocks + [0] * (len(table) - len(part.sequence.blocks))
+        for got, own in zip(attention.block_tables.tolist(), tables, strict=True):
+            assert min(got) >= 0
+            kept = own.count(NO_BLOCK)
+            assert got[kept:] == own[kept:] + [0] * (len(got) - len(own))
         types = [attention.query_start, attention.context_lens, attention.block_tables]
         assert {tensor.dtype for tensor in types} == {torch.int32}
-        assert attention.slots.dtype == batch.input_ids.dtype == torch.int64
-        self.draw(plan.scheduled, parts)
+        assert attention.slots.dtype == torch.int64
 
     def draw(self, scheduled, parts) -> None:
         """Each that samples at its end draws a token that only the runner learns until the next step."""
@@ -80,7 +90,7 @@ def test_a_sequence_that_grows_brings_its_new_blocks_and_the_tokens_drawn_here_a
     steps, sequence = Steps(), make("a", 1, [50])
     for position in range(80):
         if position and position % BLOCK == 0:
-            sequence.blocks.append(50 + position)
+            sequence.tables[0].append(50 + position)
         steps.check(Part(sequence, position, 1, samples=True))
     assert len(sequence.tokens) == 81
 
@@ -88,7 +98,7 @@ def test_a_sequence_that_grows_brings_its_new_blocks_and_the_tokens_drawn_here_a
 def test_a_sequence_back_from_preemption_uses_its_new_blocks_even_where_the_last_one_is_the_same():
     steps, sequence = Steps(), make("a", 8, [4, 5])
     steps.check(Part(sequence, 7, 1, samples=True))
-    sequence.blocks, sequence.tenancy = [9, 5, 6], 1
+    sequence.tables, sequence.tenancy = [[9, 5, 6]], 1
     steps.check(Part(sequence, 0, 9, samples=True))
 
 
@@ -115,19 +125,23 @@ def test_an_unusable_draw_is_read_as_a_token_that_exists():
 @settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_any_plan_over_any_steps_matches_the_slow_construction(data):
-    """Sequences are read in chunks, decode, go and come back to other blocks, in any company."""
-    steps, free = Steps(), iter(range(1, 10_000))
-    sequences = [make("x" * (i + 1), 60, []) for i in range(3)]
+    """Sequences are read in chunks, decode, go and come back to other blocks, in any company. The second of two groups has
+    a window, which leaves blocks behind."""
+    steps, free = Steps(groups=2), iter(range(1, 10_000))
+    sequences = [make("x" * (i + 1), 60, [], []) for i in range(3)]
     done = dict.fromkeys(sequences, 0)
     for _ in range(data.draw(st.integers(1, 8))):
         parts = []
         for sequence in data.draw(st.lists(st.sampled_from(sequences), min_size=1, unique=True)):
             if data.draw(st.integers(0, 4)) == 0:
-                sequence.blocks, sequence.tenancy, done[sequence] = [], sequence.tenancy + 1, 0
+                sequence.tables, sequence.tenancy, done[sequence] = [[], []], sequence.tenancy + 1, 0
             start = done[sequence]
             count = data.draw(st.integers(1, len(sequence.tokens) - start))
-            while len(sequence.blocks) * BLOCK < start + count:
-                sequence.blocks.append(next(free))
+            left = max(0, start - WINDOW + 1) // BLOCK
+            sequence.tables[1][:left] = [NO_BLOCK] * left
+            for table in sequence.tables:
+                while len(table) * BLOCK < start + count:
+                    table.append(next(free))
             done[sequence] = start + count
             parts.append(Part(sequence, start, count, done[sequence] == len(sequence.tokens)))
         steps.check(*parts)

@@ -32,10 +32,10 @@ def computed(blocks: BlockManager, name: str, tokens: list[int]) -> Sequence:
 def test_allocation_gives_room_for_all_tokens_or_changes_nothing() -> None:
     blocks = BlockManager(4, 4)
     first = allocated(blocks, "a", list(range(9)))
-    assert (len(first.blocks), blocks.free_blocks) == (3, 1)
+    assert (len(first.tables[0]), blocks.free_blocks) == (3, 1)
     second = sequence("b", list(range(20, 25)))
     assert not blocks.allocate(second)
-    assert (second.blocks, blocks.free_blocks) == ([], 1)
+    assert (second.tables, blocks.free_blocks) == ([], 1)
     assert blocks.check([first]) == []
 
 
@@ -57,8 +57,8 @@ def test_a_computed_prefix_is_shared_while_its_owner_lives() -> None:
     blocks = BlockManager(8, 4)
     first = computed(blocks, "a", [*range(8), 30])
     second = allocated(blocks, "b", [*range(8), 31, 32])
-    assert second.blocks[:2] == first.blocks[:2]
-    assert second.blocks[2] != first.blocks[2]
+    assert second.tables[0][:2] == first.tables[0][:2]
+    assert second.tables[0][2] != first.tables[0][2]
     assert second.computed_tokens == 8
     blocks.free(first)
     assert blocks.check([second]) == []
@@ -194,13 +194,13 @@ def test_growth_takes_one_block_at_the_boundary_and_none_when_empty() -> None:
     blocks = BlockManager(2, 2)
     owner = allocated(blocks, "a", [1, 2])
     assert blocks.grow(owner)
-    assert len(owner.blocks) == 1
+    assert len(owner.tables[0]) == 1
     owner.tokens.append(3)
     assert blocks.grow(owner)
-    assert len(owner.blocks) == 2
+    assert len(owner.tables[0]) == 2
     owner.tokens += [4, 5]
     assert not blocks.grow(owner)
-    assert len(owner.blocks) == 2
+    assert len(owner.tables[0]) == 2
 
 
 def test_the_checker_sees_a_leak_a_double_owner_and_a_wrong_count() -> None:
@@ -208,9 +208,9 @@ def test_the_checker_sees_a_leak_a_double_owner_and_a_wrong_count() -> None:
     owner = allocated(blocks, "a", list(range(8)))
     assert blocks.check([])
     twin = sequence("twin", list(range(8)))
-    twin.blocks = list(reversed(owner.blocks))
+    twin.tables = [list(reversed(owner.tables[0]))]
     assert any("shared at positions" in line for line in blocks.check([owner, twin]))
-    owner.blocks.append(owner.blocks[0])
+    owner.tables[0].append(owner.tables[0][0])
     assert any("owns a block twice" in line for line in blocks.check([owner]))
 
 
@@ -226,7 +226,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
 
     def remember(self, owner: Sequence, first: int) -> None:
         for index in range(first // 2, -(-owner.computed_tokens // 2)):
-            self.content[owner.blocks[index]] = (owner.salt, tuple(owner.tokens[: min(index * 2 + 2, owner.computed_tokens)]))
+            self.content[owner.tables[0][index]] = (owner.salt, tuple(owner.tokens[: min(index * 2 + 2, owner.computed_tokens)]))
 
     @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=9), salt=st.sampled_from([b"", b"s"]), spare=st.integers(0, 2))
     def allocate(self, tokens: list[int], salt: bytes, spare: int) -> None:
@@ -234,20 +234,20 @@ class BlockManagerMachine(RuleBasedStateMachine):
         owner = sequence(f"s{self.count}", tokens, salt=salt)
         before = self.blocks.free_blocks
         if not self.blocks.allocate(owner, spare):
-            assert (owner.blocks, self.blocks.free_blocks) == ([], before)
+            assert (owner.tables, self.blocks.free_blocks) == ([], before)
             return
         self.owners.append(owner)
         assert self.blocks.free_blocks >= spare
-        assert len(owner.blocks) == self.blocks.blocks_for(len(tokens))
+        assert len(owner.tables[0]) == self.blocks.blocks_for(len(tokens))
         assert owner.computed_tokens < len(tokens)
         for index in range(owner.computed_tokens // 2):
-            assert self.content[owner.blocks[index]] == (salt, tuple(tokens[: index * 2 + 2]))
+            assert self.content[owner.tables[0][index]] == (salt, tuple(tokens[: index * 2 + 2]))
 
     @precondition(lambda self: self.owners)
     @rule(data=st.data())
     def compute(self, data: st.DataObject) -> None:
         owner = data.draw(st.sampled_from(self.owners))
-        room = min(len(owner.tokens), len(owner.blocks) * 2)
+        room = min(len(owner.tokens), len(owner.tables[0]) * 2)
         first = owner.computed_tokens
         owner.computed_tokens = data.draw(st.integers(first, room))
         self.remember(owner, first)
@@ -258,10 +258,10 @@ class BlockManagerMachine(RuleBasedStateMachine):
     def grow(self, data: st.DataObject, token: int) -> None:
         owner = data.draw(st.sampled_from(self.owners))
         owner.tokens.append(token)
-        before, free = list(owner.blocks), self.blocks.free_blocks
+        before, free = list(owner.tables[0]), self.blocks.free_blocks
         missing = self.blocks.blocks_for(len(owner.tokens)) - len(before)
         assert self.blocks.grow(owner) == (missing <= free)
-        assert owner.blocks[: len(before)] == before
+        assert owner.tables[0][: len(before)] == before
 
     @precondition(lambda self: self.owners)
     @rule(data=st.data(), keep=st.booleans())
@@ -269,12 +269,12 @@ class BlockManagerMachine(RuleBasedStateMachine):
         owner = data.draw(st.sampled_from(self.owners))
         self.owners.remove(owner)
         self.blocks.free(owner, keep)
-        assert owner.blocks == []
+        assert owner.tables == []
 
     @invariant()
     def consistent(self) -> None:
         assert self.blocks.check(self.owners) == []
-        owned = {block for owner in self.owners for block in owner.blocks}
+        owned = {block for owner in self.owners for block in owner.tables[0]}
         assert self.blocks.free_blocks == 6 - len(owned)
 
 

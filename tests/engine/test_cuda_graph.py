@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from core.clock import ManualClock
 from core.config import EngineConfig
+from core.groups import layer_groups
 from core.sampling import SamplingParams
 from engine.attention.cpu import CpuAttention
 from engine.attention.flash import FlashAttention
@@ -25,7 +26,7 @@ from engine.decision import Part
 from engine.engine import Engine
 from engine.kv_cache import allocate, layout_of
 from engine.model import load_model
-from engine.plan import BlocksAdded, Scheduled, StepPlan
+from engine.plan import Admitted, BlocksAdded, Scheduled, StepPlan
 from engine.runner_rows import RunnerRows
 from engine.sequence import Sequence
 from engine.torch_runner import TorchRunner
@@ -52,7 +53,9 @@ BACKENDS = {"tape": (TapeRecorder, RecordableSdpa), "again": (AgainRecorder, Rec
 
 def runner_of(folder, recorder=None, *, backend=None, num_blocks=40, max_num_seqs=6, **options):
     loaded = load_model(folder, max_model_len=128, **options)
-    cache = allocate(layout_of(loaded.layers, loaded.dtype, BLOCK), num_blocks, CPU, scratch=True)
+    layout = layout_of(loaded.layers, loaded.dtype, BLOCK)
+    more = 2 * num_blocks * (len(layer_groups(layout).groups) - 1)
+    cache = allocate(layout, num_blocks + more, CPU, scratch=True)
     runner = TorchRunner(loaded, Selection(backend or RecordableSdpa()), cache)
     if recorder is not None:
         runner.capture_decode(max_num_seqs, recorder)
@@ -60,7 +63,7 @@ def runner_of(folder, recorder=None, *, backend=None, num_blocks=40, max_num_seq
 
 
 def sequence(name: str, tokens: list[int], blocks: list[int]) -> Sequence:
-    return Sequence(name, tokens, len(tokens), GREEDY, blocks=blocks)
+    return Sequence(name, tokens, len(tokens), GREEDY, tables=[blocks])
 
 
 def decoding(contexts: list[int], first_block: int = 0) -> list[Part]:
@@ -147,17 +150,17 @@ def test_over_any_steps_padding_names_only_the_scratch_block_and_live_rows_only_
         parts = decoding(contexts)
         logits = recorded.logits(plans(*parts))
         batch, bucket = recorded.forward.batches[-1], next(b for b in recorded.decode.buckets if b >= len(contexts))
-        attention, live = batch.attention, len(contexts)
+        (attention,), live = batch.attention, len(contexts)
         assert logits.tolist() == [[part.sequence.tokens[-1], part.start] for part in parts]
         assert (attention.max_query_len, attention.max_context_len) == (1, 20)
         assert attention.block_tables.shape == (bucket, 5)
         assert attention.query_start.tolist() == list(range(bucket + 1))
         assert batch.sample_rows.tolist() == list(range(bucket))
         assert attention.context_lens.tolist() == contexts + [1] * (bucket - live)
-        own = [part.sequence.blocks[part.start // BLOCK] * BLOCK + part.start % BLOCK for part in parts]
+        own = [part.sequence.tables[0][part.start // BLOCK] * BLOCK + part.start % BLOCK for part in parts]
         assert attention.slots.tolist() == own + [90 * BLOCK] * (bucket - live)
         assert batch.input_ids[0, live:].tolist() == batch.position_ids[0, live:].tolist() == [0] * (bucket - live)
-        tables = [part.sequence.blocks + [90] * (5 - len(part.sequence.blocks)) for part in parts]
+        tables = [part.sequence.tables[0] + [90] * (5 - len(part.sequence.tables[0])) for part in parts]
         assert attention.block_tables.tolist() == tables + [[90] * 5] * (bucket - live)
         assert addresses.setdefault(bucket, attention.query_start.data_ptr()) == attention.query_start.data_ptr()
 
@@ -168,10 +171,31 @@ def test_a_row_reads_the_token_it_drew_last_and_the_blocks_it_got_since():
     recorded.logits(Plans()(part))
     recorded.rows.keep_drawn([0], torch.tensor([77]))
     logits = recorded.logits(StepPlan(2, (Scheduled(0, 8, 1, True),), blocks=(BlocksAdded(0, 2, (33,)),)))
-    attention = recorded.forward.batches[-1].attention
+    (attention,) = recorded.forward.batches[-1].attention
     assert logits.tolist() == [[77, 8]]
-    assert attention.block_tables.tolist() == [[*part.sequence.blocks, 33, 90, 90]]
+    assert attention.block_tables.tolist() == [[*part.sequence.tables[0], 33, 90, 90]]
     assert attention.slots.tolist() == [33 * BLOCK]
+
+
+def test_each_group_of_layers_has_its_own_tables_and_what_a_window_left_is_no_block_of_its_own():
+    limits = Limits(batch=2, rows=3, table_width=5, context_len=20, block_size=BLOCK, scratch_block=90, groups=2)
+    rows, forward = RunnerRows(CPU, 2), Seen()
+    recorded = RecordedDecode(forward, rows, limits, CPU, AgainRecorder())
+    plan = StepPlan(
+        1,
+        (Scheduled(2, 9, 1, True),),
+        admitted=(Admitted(2, tuple(range(10)), 10, GREEDY),),
+        blocks=(BlocksAdded(2, 0, (3, 4, 5)), BlocksAdded(2, 1, (6, 7), 1)),
+    )
+    later = StepPlan(2, (Scheduled(2, 12, 1, True),), blocks=(BlocksAdded(2, 3, (8,)), BlocksAdded(2, 3, (9,), 1)))
+    seen = []
+    for step in (plan, later):
+        rows.apply(step)
+        recorded.follow(step)
+        assert recorded.logits(step) is not None
+        seen.append([(group.block_tables.tolist(), group.slots.tolist()) for group in forward.batches[-1].attention])
+    assert seen[0] == [([[3, 4, 5, 90, 90]], [5 * BLOCK + 1]), ([[90, 6, 7, 90, 90]], [7 * BLOCK + 1])]
+    assert seen[1] == [([[3, 4, 5, 8, 90]], [8 * BLOCK]), ([[90, 6, 7, 9, 90]], [9 * BLOCK])]
 
 
 def test_only_what_changes_of_the_block_tables_is_copied():
@@ -230,7 +254,7 @@ def test_a_replayed_step_computes_the_eager_logits_and_writes_nobody_elses_slots
     assert replaying.captured_batch_sizes == (1, 2, 4, 6)
     parts = decoding(contexts, first_block=3)
     plans = {eager: Plans(), replaying: Plans()}
-    used = {block for part in parts for block in part.sequence.blocks}
+    used = {block for part in parts for block in part.sequence.tables[0]}
     others = [block for block in range(40) if block not in used]
     pages = {}
     for runner in (eager, replaying):
@@ -242,7 +266,7 @@ def test_a_replayed_step_computes_the_eager_logits_and_writes_nobody_elses_slots
     got, wanted = (runner.logits(plans[runner](*parts)) for runner in (replaying, eager))
     assert recorder.replayed == before + (len(contexts) <= 6)
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
-    slots = sorted(part.sequence.blocks[part.start // BLOCK] * BLOCK + part.start % BLOCK for part in parts)
+    slots = sorted(part.sequence.tables[0][part.start // BLOCK] * BLOCK + part.start % BLOCK for part in parts)
     for runner, kept in pages.items():
         now = [tensor for layer in runner.layers for tensor in (layer.key, layer.value)]
         for old, new in zip(kept, now, strict=True):
@@ -255,7 +279,7 @@ def test_the_listener_hears_every_layer_in_order_once_a_replayed_step_has_writte
     parts, plan = decoding([6, 2]), Plans()
     fill(runner, parts, plan)
     before, heard = recorder.replayed, []
-    slot = parts[1].sequence.blocks[0], 1
+    slot = parts[1].sequence.tables[0][0], 1
 
     def listen(layer: int) -> None:
         heard.append((layer, bool(runner.layers[layer].key[slot].any())))
@@ -270,7 +294,7 @@ def test_a_sequence_whose_kv_turned_to_nan_faults_alone_in_a_replayed_step(model
     parts, plan = decoding([6, 6, 6]), Plans()
     fill(runner, parts, plan)
     healthy = [drawn.token for drawn in run(runner, plan(*parts)).drawn]
-    runner.layers[1].value[parts[1].sequence.blocks[0], 1] = float("nan")
+    runner.layers[1].value[parts[1].sequence.tables[0][0], 1] = float("nan")
     sick = run(runner, plan(*parts))
     assert sick.faults == {1: "the logits are not finite"}
     assert [drawn.token for drawn in sick.drawn] == [healthy[0], -1, healthy[2]]
@@ -406,7 +430,7 @@ def test_an_engine_that_replays_gives_the_eager_tokens_under_preemption_and_pref
     sizes = serve(runner, replayed)
     assert [s.tokens for s in replayed] == [s.tokens for s in eager]
     assert len({token for s in eager for token in s.tokens[s.prompt_tokens :]}) > 30
-    assert sum(s.preemptions for s in replayed) > 0
+    assert (sum(s.preemptions for s in replayed) > 0) == (architecture != "mistral"), "windows take what they were promised"
     assert sum(s.cached_tokens for s in replayed) > 0
     assert recorder.replayed - checked > 10
     assert {1, 4} <= sizes

@@ -201,7 +201,7 @@ def test_a_held_sequence_keeps_its_blocks_until_it_is_released() -> None:
     held = sequence("h", PROMPT, hold=True)
     it.add(held)
     (token,) = drain(it)
-    assert (held.status, held.computed_tokens, len(held.blocks), token.finish) == (Status.HELD, 10, 3, None)
+    assert (held.status, held.computed_tokens, len(held.tables[0]), token.finish) == (Status.HELD, 10, 3, None)
     assert (it.load().held_blocks, it.load().running) == (3, 0)
     assert it.release("h")
     assert it.invariants() == []
@@ -250,7 +250,7 @@ def test_a_started_sequence_is_in_the_prefix_cache_but_a_reservation_is_not() ->
     it.start(moved, 1)
     grant(it, late)
     assert (early.cached_tokens, late.cached_tokens) == (0, 8)
-    assert late.blocks[:2] == moved.blocks[:2]
+    assert late.tables[0][:2] == moved.tables[0][:2]
 
 
 @pytest.mark.parametrize(("token", "max_tokens", "finish"), [(7, 8, FinishReason.STOP), (1, 1, FinishReason.LENGTH)])
@@ -283,7 +283,7 @@ def test_a_reservation_waits_for_room_and_is_granted_while_no_step_can_be_launch
     it.reserve(waiting)
     assert it.admissions() == ()
     assert not it.step().parts
-    assert (it.has_work, waiting.blocks, it.load().waiting, it.load().waiting_tokens) == (False, [], 1, 10)
+    assert (it.has_work, waiting.tables, it.load().waiting, it.load().waiting_tokens) == (False, [], 1, 10)
     it.cancel("a")
     assert it.admissions() == (Admission(AdmissionKind.GRANTED, waiting),)
     it.cancel("b")
@@ -364,7 +364,7 @@ def test_a_step_that_raises_fails_its_sequences_and_the_engine_lives_on() -> Non
     output = it.step()
     assert sorted(failed.sequence_id for failed, _ in output.failed) == ["a", "b"]
     assert all(isinstance(error, EngineFault) and "device-side assert" in str(error) for _, error in output.failed)
-    assert all(failed.status is Status.FINISHED and not failed.blocks for failed, _ in output.failed)
+    assert all(failed.status is Status.FINISHED and not failed.tables for failed, _ in output.failed)
     runner.fault = None
     assert [token.token for token in drain(it)] == run_alone(PROMPT, SamplingParams(max_tokens=8))
     assert it.invariants() == []

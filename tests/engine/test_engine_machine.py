@@ -18,10 +18,11 @@ from engine.decision import Part
 from engine.engine import Engine, StepOutput
 from engine.plan import StepPlan
 from engine.sequence import NewToken, Sequence, Status
-from tests.support.engines import KVCheckingRunner, run_alone, sequence
+from tests.support.engines import KVCheckingRunner, Windows, run_alone, sequence
 
 EOS_CHANCE = 0.02
 MAX_WAITING_TOKENS = 40
+WINDOWS: list[Windows] = [(None, None), (None, None), (3, None), (1, None), (4,), (2, 6), (None, 3, 5)]
 
 prompts = st.builds(
     lambda shared, own: [*range(shared), *own],
@@ -53,7 +54,7 @@ class EngineMachine(RuleBasedStateMachine):
         super().__init__()
         self.lives: dict[str, Life] = {}
         self.count = 0
-        self.build(8, 4, 4, 8, True, 0, 0)
+        self.build(8, 4, 4, 8, True, 0, 0, (None, None))
 
     @initialize(
         num_blocks=st.integers(8, 14),
@@ -63,13 +64,25 @@ class EngineMachine(RuleBasedStateMachine):
         prefix_cache=st.booleans(),
         steps_ahead=st.sampled_from([0, 1, 1, 2]),
         headroom=st.sampled_from([0, 2, 512]),
+        windows=st.sampled_from(WINDOWS),
     )
     def build(
-        self, num_blocks: int, block_size: int, seqs: int, budget: int, prefix_cache: bool, steps_ahead: int, headroom: int
+        self,
+        num_blocks: int,
+        block_size: int,
+        seqs: int,
+        budget: int,
+        prefix_cache: bool,
+        steps_ahead: int,
+        headroom: int,
+        windows: Windows,
     ) -> None:
-        self.num_blocks, self.block_size, self.budget, self.seqs = num_blocks, block_size, budget, seqs
-        self.clock = ManualClock()
-        self.runner = KVCheckingRunner(num_blocks, block_size, EOS_CHANCE, steps_ahead, CostModel(step_s=1.0), self.clock)
+        """`num_blocks` for each group of layers."""
+        self.windows = list(dict.fromkeys(windows))
+        self.num_blocks = num_blocks * len(self.windows)
+        self.block_size, self.budget, self.seqs = block_size, budget, seqs
+        self.clock, cost = ManualClock(), CostModel(step_s=1.0)
+        self.runner = KVCheckingRunner(self.num_blocks, block_size, EOS_CHANCE, steps_ahead, cost, self.clock, windows)
         self.runner.salt_of = self.salt_of
         config = EngineConfig(
             max_num_seqs=seqs,
@@ -106,7 +119,9 @@ class EngineMachine(RuleBasedStateMachine):
     def capacity_exceeded(self, life: Life) -> bool:
         born = life.sequence
         computed = len(born.tokens) if born.hold else born.prompt_tokens + born.sampling.max_tokens - 1
-        return computed > self.num_blocks * self.block_size
+        whole, under_way = -(-computed // self.block_size), (1 + self.runner.steps_ahead) * self.budget
+        needed = [whole if w is None else min(whole, -(-(w - 1 + under_way) // self.block_size) + 1) for w in self.windows]
+        return sum(needed) > self.num_blocks
 
     @rule(
         newcomers=st.lists(st.tuples(prompts, samplings), min_size=1, max_size=4),
@@ -183,7 +198,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert admission.sequence is life.sequence
             if admission.kind is AdmissionKind.GRANTED:
                 assert life.sequence.status is Status.RESERVED
-                self.runner.read(life.sequence, life.sequence.cached_tokens)
+                self.runner.read(life.sequence, life.sequence.cached_tokens, len(life.sequence.tokens))
                 life.admitted = True
             elif admission.kind is AdmissionKind.ADMITTED:
                 assert life.sequence.hold
@@ -195,7 +210,7 @@ class EngineMachine(RuleBasedStateMachine):
                 life.admitted = False
         for life in self.lives.values():
             if life.sequence.hold:
-                assert life.admitted == bool(life.sequence.blocks)
+                assert life.admitted == bool(life.sequence.tables)
         if not self.engine.in_flight:
             assert not (self.waits_for_nothing() and self.oldest().incoming)
 
@@ -204,7 +219,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def waits_for_nothing(self) -> bool:
         """Whether the oldest has no blocks though nobody here is going to free his without help from other engines."""
-        if not self.lives or self.oldest().blocks:
+        if not self.lives or self.oldest().tables:
             return False
         return not self.of(Status.RUNNING, Status.READY, Status.RESERVED) and not any(
             life.pinned for life in self.of(Status.HELD)
@@ -215,7 +230,7 @@ class EngineMachine(RuleBasedStateMachine):
     def pin(self, data: st.DataObject) -> None:
         life = data.draw(st.sampled_from(self.of(Status.RUNNING, Status.HELD, Status.WAITING)))
         life.pinned = self.engine.pin(life.sequence.sequence_id)
-        assert life.pinned == (life.sequence.hold and bool(life.sequence.blocks))
+        assert life.pinned == (life.sequence.hold and bool(life.sequence.tables))
 
     def of(self, *statuses: Status) -> list[Life]:
         return [life for life in self.lives.values() if life.sequence.status in statuses]
@@ -261,7 +276,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def bury(self, life: Life) -> None:
         assert life.sequence.status is Status.FINISHED
-        assert life.sequence.blocks == []
+        assert life.sequence.tables == []
         del self.lives[life.sequence.sequence_id]
 
     # --- stepping -----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from core.errors import ConfigError, ModelError
 from engine.attention.select import select
 from engine.kv_cache import allocate, layout_of
 from engine.model import load_model, read_config
-from engine.self_check import check_against, reference_logits
+from engine.self_check import CHECK_TOKENS, check_against, reference_logits
 from engine.torch_runner import TorchRunner
 
 
@@ -190,7 +190,7 @@ def test_a_model_that_looks_past_its_kv_is_refused_by_the_self_check(model_folde
     layout = layout_of(loaded.layers, loaded.dtype, 8)
     runner = TorchRunner(loaded, select("auto", loaded.layers, loaded.dtype, loaded.device), allocate(layout, 8, loaded.device))
     with pytest.raises(ModelError, match="state that the cache does not hold"):
-        check_against(expected, loaded, runner.logits, layout)
+        check_against(expected, loaded, runner.logits, layout.blocks_for(CHECK_TOKENS), runner.num_groups)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

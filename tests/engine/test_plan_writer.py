@@ -21,7 +21,7 @@ SAMPLING = SamplingParams(temperature=0.7, logit_bias={3: 1.5}, stop_token_ids=(
 
 def make(name: str, blocks: list[int], tokens: int = 4) -> Sequence:
     made = sequence(name, list(range(tokens)), sampling=SAMPLING)
-    made.blocks = blocks
+    made.tables = [blocks]
     return made
 
 
@@ -43,7 +43,7 @@ def test_the_first_plan_says_all_and_the_next_only_what_changed() -> None:
         (Admitted(0, (0, 1, 2, 3), 4, SAMPLING), Admitted(1, (0, 1, 2, 3), 4, SAMPLING)),
         (BlocksAdded(0, 0, (7, 8)), BlocksAdded(1, 0, (3,))),
     )
-    a.blocks.append(5)
+    a.tables[0].append(5)
     second = writer.write((Part(a, 4, 1, True), Part(b, 2, 2, True)))
     assert second == StepPlan(2, (Scheduled(0, 4, 1, True), Scheduled(1, 2, 2, True)), (), (), (BlocksAdded(0, 2, (5,)),))
     third = writer.write((Part(a, 5, 1, True), Part(b, 4, 1, True)))
@@ -73,7 +73,7 @@ def test_whoever_lost_its_blocks_in_between_is_a_newcomer_with_all_its_tokens() 
     writer, a = PlanWriter(), make("a", [1])
     writer.write(decode(a))
     a.tokens.append(9)
-    a.blocks, a.tenancy = [6, 7], 1
+    a.tables, a.tenancy = [[6, 7]], 1
     plan = writer.write((Part(a, 0, 5, True),))
     assert plan.dropped == (0,)
     assert plan.admitted == (Admitted(0, (0, 1, 2, 3, 9), 4, SAMPLING),)

@@ -37,7 +37,7 @@ def test_a_claim_wants_room_for_its_tokens_and_for_so_much_output(
     room = Room(BlockManager(64, SIZE), headroom_tokens=8)
     made = sequence("a", list(range(tokens)), max_tokens, delivered=[1] * output, hold=hold)
     assert room.wanted(made) == wanted
-    made.blocks = [0, 1]
+    made.tables = [[0, 1]]
     assert room.headroom(made) == max(0, wanted - 2)
 
 
@@ -47,7 +47,7 @@ def test_room_is_kept_for_those_who_write_and_for_what_is_passed() -> None:
     writer = owner(blocks, "writer", [1] * 8, max_tokens=20)
     claim = sequence("claim", [2] * 12, 1)
     assert not room.take(claim, [writer], 4)
-    assert claim.blocks == []
+    assert claim.tables == []
     room.give_up(1)
     assert room.take(claim, [writer], 3)
     assert blocks.free_blocks == 5
@@ -97,7 +97,7 @@ def test_blocks_that_a_claim_would_share_make_no_room_for_it() -> None:
     assert not room.take(claim, [], 0)
     assert room.made_by(claim, [alike]) == []
     assert room.made_by(sequence("like no other", [9] * 16, 1), [alike]) == [alike]
-    assert other.blocks
+    assert other.tables
 
 
 def test_what_would_not_do_is_not_counted_again_before_something_is_given_up() -> None:

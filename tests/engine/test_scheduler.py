@@ -150,7 +150,7 @@ def test_when_blocks_run_out_the_latest_arrival_is_recomputed_later() -> None:
     plan = apply(it.schedule())
     assert plan.preempted == (second,)
     assert shape(plan) == [("first", 8, 1, True)]
-    assert (second.status, second.blocks, second.computed_tokens, second.preemptions) == (Status.WAITING, [], 0, 1)
+    assert (second.status, second.tables, second.computed_tokens, second.preemptions) == (Status.WAITING, [], 0, 1)
     it.remove(first)
     assert shape(it.schedule()) == [("second", 0, 9, True)]
 
@@ -185,7 +185,7 @@ def test_whoever_grows_takes_the_blocks_of_a_younger_prompt_that_no_engine_has_r
     assert said(it) == [(ADMITTED, "holding")]
     plan = apply(it.schedule())
     assert plan.preempted == (holding,)
-    assert (holding.status, holding.blocks, holding.computed_tokens) == (Status.WAITING, [], 0)
+    assert (holding.status, holding.tables, holding.computed_tokens) == (Status.WAITING, [], 0)
     assert shape(plan) == [("decoding", 4, 1, True)]
     assert said(it) == [(TAKEN_BACK, "holding")]
     assert it.check() == []
@@ -210,7 +210,7 @@ def test_a_holding_prompt_owns_all_its_blocks_from_its_first_chunk() -> None:
     holding = prompt("holding", 40, hold=True)
     it.add(holding)
     it.schedule()
-    assert len(holding.blocks) == 10
+    assert len(holding.tables[0]) == 10
 
 
 @pytest.mark.parametrize(("tokens", "admitted"), [(16, ["decoding", "next"]), (17, ["decoding"])])
@@ -263,10 +263,10 @@ def test_a_reservation_is_not_scheduled_before_its_kv_is_here() -> None:
     it = scheduler()
     reserved = prompt("reserved", 6)
     it.reserve(reserved)
-    assert (it.waiting, it.waiting_tokens, reserved.blocks) == (1, 6, [])
+    assert (it.waiting, it.waiting_tokens, reserved.tables) == (1, 6, [])
     assert said(it) == [(GRANTED, "reserved")]
     assert said(it) == []
-    assert (len(reserved.blocks), reserved.status, it.waiting) == (2, Status.RESERVED, 0)
+    assert (len(reserved.tables[0]), reserved.status, it.waiting) == (2, Status.RESERVED, 0)
     assert it.schedule() is None
     assert not it.has_work
     it.activate(reserved)
@@ -299,7 +299,7 @@ def test_a_reservation_reuses_the_prefix_that_is_here() -> None:
     apply(it.schedule())
     it.blocks.register(first, 0)
     second = granted(it, prompt("second", 11))
-    assert (second.cached_tokens, second.blocks[:2]) == (8, first.blocks[:2])
+    assert (second.cached_tokens, second.tables[0][:2]) == (8, first.tables[0][:2])
 
 
 def test_a_reservation_waits_for_room_in_its_place() -> None:
@@ -398,7 +398,7 @@ def test_an_older_claim_takes_the_blocks_of_the_youngest_that_no_engine_has_room
     claim = prompt("claim", 12, ticket=3)
     it.reserve(claim)
     assert said(it) == [(TAKEN_BACK, "younger"), (GRANTED, "claim")]
-    assert len(claim.blocks) == 3
+    assert len(claim.tables[0]) == 3
     assert it.check() == []
 
 
@@ -408,7 +408,7 @@ def test_a_prompt_that_lost_its_blocks_is_read_again_in_its_old_place() -> None:
     claim = prompt("claim", 9, max_tokens=1, ticket=3)
     it.reserve(claim)
     assert said(it) == [(TAKEN_BACK, "wounded"), (GRANTED, "claim")]
-    assert (wounded.status, len(wounded.tokens), wounded.computed_tokens, wounded.blocks) == (Status.WAITING, 16, 0, [])
+    assert (wounded.status, len(wounded.tokens), wounded.computed_tokens, wounded.tables) == (Status.WAITING, 16, 0, [])
     it.add(prompt("younger", 4, ticket=6))
     assert it.schedule() is None
     it.remove(claim)
@@ -424,7 +424,7 @@ def test_no_claim_takes_the_blocks_of_an_older_prompt_or_of_a_pinned_one() -> No
         it.reserve(prompt("claim", 4, ticket=3))
         assert said(it) == []
         assert it.schedule() is None
-        assert len(each.blocks) == 4
+        assert len(each.tables[0]) == 4
 
 
 @pytest.mark.parametrize("busy", ["decoding", "reserved", "pinned", "ready", "reading", "in flight"])
@@ -607,7 +607,7 @@ def test_the_checker_sees_a_sequence_that_vanished() -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda it, each: setattr(each["queued"], "blocks", [3]),
+        lambda it, each: setattr(each["queued"], "tables", [[3]]),
         lambda it, each: setattr(each["queued"], "pinned", True),
         lambda it, each: setattr(each["queued"], "incoming", False),
         lambda it, each: setattr(each["queued"], "status", Status.RESERVED),

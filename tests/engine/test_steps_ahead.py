@@ -281,7 +281,7 @@ def test_a_reservation_gets_no_block_that_a_step_in_flight_uses(busy: Callable[[
         assert not take_in(rig, incoming)
         rig.engine.collect()
     assert take_in(rig, incoming)
-    assert used & set(incoming.blocks)
+    assert used & set(incoming.tables[0])
     rig.engine.start(incoming, 1)
     rig.finish()
 
@@ -292,10 +292,10 @@ def test_a_prompt_gets_no_block_that_a_step_in_flight_uses(busy: Callable[[Rig],
     newcomer = rig.add("new", MANY, 4)
     while rig.engine.in_flight:
         assert not rig.engine.launch()
-        assert newcomer.blocks == []
+        assert newcomer.tables == []
         rig.engine.collect()
     rig.launch()
-    assert used & set(newcomer.blocks)
+    assert used & set(newcomer.tables[0])
     rig.finish()
     assert newcomer.tokens[28:] == run_alone(MANY, SamplingParams(max_tokens=4))
 
@@ -358,11 +358,11 @@ def test_shared_blocks_stay_shared_while_one_of_their_owners_cools() -> None:
     rig.finish()
     first = rig.add("a")
     rig.launch(2)
-    shared = first.blocks[:2]
+    shared = first.tables[0][:2]
     assert rig.engine.cancel("a")
     second = rig.add("b")
     rig.engine.collect()
     rig.launch()
-    assert second.blocks[:2] == shared
+    assert second.tables[0][:2] == shared
     rig.finish()
     assert second.tokens[10:] == run_alone(PROMPT, SamplingParams(max_tokens=8))

@@ -28,7 +28,7 @@ def plan():
 
 
 def sequence(name: str, tokens: list[int], blocks: list[int]) -> Sequence:
-    return Sequence(name, tokens, len(tokens), GREEDY, blocks=blocks)
+    return Sequence(name, tokens, len(tokens), GREEDY, tables=[blocks])
 
 
 def test_it_says_what_it_is(runner, model_folder):
@@ -114,11 +114,11 @@ def test_a_model_that_cannot_keep_some_logits_only_gives_the_same(model_folder, 
 def test_a_penalised_row_that_drew_its_output_draws_what_one_that_comes_with_it_draws(runner):
     """Though the host never tells the row what it drew."""
     harsh = SamplingParams(temperature=0.0, repetition_penalty=1.8, presence_penalty=1.0, frequency_penalty=0.5)
-    s, plans = Sequence("a", [5, 6, 7], 3, harsh, blocks=[0, 1, 2]), PlanWriter()
+    s, plans = Sequence("a", [5, 6, 7], 3, harsh, tables=[[0, 1, 2]]), PlanWriter()
     for _ in range(6):
         start = 0 if len(s.tokens) == 3 else len(s.tokens) - 1
         (drawn,) = run(runner, plans.write((Part(s, start, len(s.tokens) - start, True),))).drawn
-        with_output = Sequence("b", list(s.tokens), 3, harsh, blocks=[6, 7, 8])
+        with_output = Sequence("b", list(s.tokens), 3, harsh, tables=[[6, 7, 8]])
         assert run(runner, plans.write_alone(with_output)).drawn == (drawn,)
         s.tokens.append(drawn.token)
     assert len(set(s.tokens)) > 5
@@ -157,7 +157,7 @@ def test_a_runner_takes_a_step_ahead_only_where_a_device_computes_meanwhile(runn
 def test_rows_change_even_where_the_computation_fails(runner, plan, monkeypatch):
     """Otherwise the next plan would drop rows that were never there."""
     s = sequence("a", [5, 6, 7], [3])
-    monkeypatch.setattr("engine.torch_runner._forward", Event.synchronize)
+    monkeypatch.setattr("engine.torch_runner.TorchRunner._forward", Event.synchronize)
     with pytest.raises(TypeError):
         runner.launch(plan(Part(s, 0, 3, True)))
     monkeypatch.undo()

@@ -28,6 +28,7 @@ def test_a_prefill_and_a_decode_engine_on_one_gpu_give_generates_tokens(cuda, tm
     written = sequences(prompts)
     with HandOver(prefill, decode, EngineConfig(max_num_batched_tokens=64)) as pair:
         pair.serve(sequences(prompts, hold=True), written)
+        assert pair.kv_bytes == pair.needed_bytes
     model = reference(folder, cuda, torch.float32)
     assert [s.tokens for s in written] == [generated(model, prompt, cuda) for prompt in prompts]
 
@@ -57,7 +58,7 @@ def test_a_collected_step_has_written_its_kv_also_where_it_draws_nothing(cuda, t
     config = EngineConfig(attention="sdpa", kv_bytes=1 << 20, block_size=16)
     runner = TorchRunner.load(folder, config, dtype="float32", device=cuda)
     (sequence,) = sequences([[5, 6, 7, 8]])
-    sequence.blocks = [3]
+    sequence.tables = [[3]]
     step = runner.launch(
         Plans()(Part(sequence, 0, 4 if samples else 3, samples)),
         lambda layer: torch.cuda._sleep(200_000_000) if layer == 0 else None,  # a device far behind its host
@@ -128,4 +129,4 @@ def test_the_cache_takes_its_share_of_free_memory_and_leaves_room_for_the_larges
     free, _ = torch.cuda.mem_get_info(cuda)
     config = EngineConfig(memory_utilization=0.2, max_num_seqs=4096, max_num_batched_tokens=8192)
     runner = TorchRunner.load(folder, config, device=cuda)
-    assert 0.1 * free < runner.num_blocks * runner.layout.bytes_per_block < 0.21 * free
+    assert 0.1 * free < runner.num_blocks * runner.layout.block_size * runner.layout.bytes_per_token < 0.21 * free

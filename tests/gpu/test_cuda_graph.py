@@ -105,7 +105,7 @@ def test_torchs_own_kernel_is_recorded_in_bf16_and_replays_close_to_the_eager_lo
     eager, replaying = runner_of(folder, cuda, **options), runner_of(folder, cuda, CudaRecorder(cuda), **options)
     items = []
     for i, sequence in enumerate(sequences([[5 + i + j for j in range(40 + 9 * i)] for i in range(11)])):
-        sequence.blocks = [19 - i]
+        sequence.tables = [[19 - i]]
         items.append(Part(sequence, len(sequence.tokens) - 1, 1, True))
     plans = {eager: Plans(), replaying: Plans()}
     for runner in (eager, replaying):

@@ -33,11 +33,12 @@ LEASE_S = 1.5
 STEP_S = 0.025
 BLOCK_SIZE = 4
 LAYOUT = KVLayout.whole(layers=(LayerShape(1, 4, 4),) * 2, dtype="float32", block_size=BLOCK_SIZE)
+SLIDING = KVLayout.whole(layers=(LayerShape(1, 4, 4, 7), LayerShape(1, 4, 4)), dtype="float32", block_size=BLOCK_SIZE)
 VOCAB = 100
 
 
-def runner(num_blocks: int, step: Callable[[float], None] | None = None) -> SimulatedRunner:
-    return SimulatedRunner(LAYOUT, num_blocks, 400, VOCAB, CostModel(), step, frozenset())
+def runner(num_blocks: int, layout: KVLayout = LAYOUT, step: Callable[[float], None] | None = None) -> SimulatedRunner:
+    return SimulatedRunner(layout, num_blocks, 400, VOCAB, CostModel(), step, frozenset())
 
 
 class Side:
@@ -51,8 +52,10 @@ class Side:
         self.mailbox = pair.post.open(self.address.mailbox)
         self.mailbox.on_arrival = self._wake
         peers = pair.post.peers(self.address.mailbox)
-        self.engine = Engine(runner(num_blocks), EngineConfig(prefix_cache=False, max_num_batched_tokens=32), timeline)
-        store = ByteStore(LAYOUT, num_blocks)
+        self.engine = Engine(
+            runner(num_blocks, pair.layout), EngineConfig(prefix_cache=False, max_num_batched_tokens=32), timeline
+        )
+        store = ByteStore(pair.layout, num_blocks)
         self.receiver = VirtualReceiver(pair.fabric, f"kv://{name}-{incarnation}", store, self._post)
         self.sender = VirtualSender(pair.fabric, store, self._post)
         self.book = AttemptBook(self.address, Outbox(self.address, peers, timeline), peers, timeline, LEASE_S)
@@ -257,7 +260,9 @@ class Pair:
         decode_blocks: int = 64,
         plan: Plan | None = None,
         roles: tuple[Role, Role] | None = None,
+        layout: KVLayout = LAYOUT,
     ) -> None:
+        self.layout = layout
         self.timeline = Timeline()
         self.post = Post(self.timeline, random.Random(5))
         self.post.faults = plan

@@ -97,7 +97,9 @@ def states(*attempts: str, number: int, worker: Address = DECODE, phase: Phase =
 
 
 def grant(attempt: str, number: int = 1) -> Grant:
-    return Grant(attempt=attempt, grant=number, decode=DECODE, kv_endpoint="d:1", first_token=0, lease_s=5.0, answers=99)
+    return Grant(
+        attempt=attempt, grant=number, decode=DECODE, endpoints=("d:1",), first_token=0, windowed=False, lease_s=5.0, answers=99
+    )
 
 
 # --- mail -------------------------------------------------------------------------------------------------------------

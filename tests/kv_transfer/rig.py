@@ -12,6 +12,7 @@ import numpy as np
 
 from core.clock import Clock, MonotonicClock
 from core.errors import TransferError
+from core.groups import Tables, layer_groups
 from core.layout import KVLayout, LayerShape
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.carrier import Carrier
@@ -20,6 +21,7 @@ from kv_transfer.frames import payload_digest
 from kv_transfer.outbound import Outbound
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
+from kv_transfer.terms import Terms
 from kv_transfer.transport import Buffer, Transport
 from kv_transfer.transports.inproc import InprocTransport
 
@@ -137,23 +139,20 @@ def connected(
 def session_frames(
     store: ByteStore,
     seed: int,
-    grant: int,
-    attempt: str,
-    blocks: Sequence[int],
-    first_token: int,
-    num_tokens: int,
+    terms: Terms,
+    tables: Tables,
     pushes: Sequence[tuple[int, int, int]],
     tail: bytes = b"tail",
 ) -> list[bytes]:
     """The frames of one session as an honest sender makes them, one per push."""
-    outbound = Outbound(store.layout, attempt, grant, blocks, first_token, num_tokens)
+    outbound = Outbound(store.layout, layer_groups(store.layout), terms, tables)
     frames: list[bytes] = []
 
     def drain() -> None:
         frames.extend(filter(None, [outbound.take_begin(seed)]))
         while piece := outbound.take_piece():
             payload = bytearray(piece.count * store.layout.layer_bytes_per_token(piece.layer))
-            store.read(piece.layer, outbound.blocks, piece.start, piece.count, memoryview(payload))
+            store.read(piece.layer, outbound.blocks(piece.layer), piece.start, piece.count, memoryview(payload))
             frames.append(outbound.stamp_piece(piece, len(payload), payload_digest(payload, seed), seed) + payload)
         frames.extend(filter(None, [outbound.take_finish(seed)]))
 

@@ -14,10 +14,13 @@ from core.layout import Span
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.frames import HEADER_BYTES, Begin, Finish, Header, Kind, parse_header, unpack_body
 from kv_transfer.inbound import GrantEnded, InboundGrant
+from kv_transfer.terms import Terms
 from tests.kv_transfer.rig import filled, layout, poisoned, session_frames, untouched_outside
 
 SEED = 7
-FRAMES = session_frames(filled(layout(4)), SEED, 1, "a", [3, 5], 0, 8, [(0, 0, 4), (0, 4, 4), (1, 0, 8), (2, 0, 8)])
+FRAMES = session_frames(
+    filled(layout(4)), SEED, Terms(1, "a", 0, 8, 30.0), [[3, 5]], [(0, 0, 4), (0, 4, 4), (1, 0, 8), (2, 0, 8)]
+)
 
 
 class Sender:
@@ -31,7 +34,7 @@ def parts(frame: bytes) -> tuple[Header, memoryview, memoryview]:
 
 
 def begun(store: ByteStore, clock: ManualClock | None = None) -> InboundGrant:
-    grant = InboundGrant(store, clock or ManualClock(), 1, "a", [6, 2], 0, 8, 5.0)
+    grant = InboundGrant(store, clock or ManualClock(), Terms(1, "a", 0, 8, 5.0), [[6, 2]])
     header, packed, payload = parts(FRAMES[0])
     grant.begin(header, packed, unpack_body(payload, Begin), Sender())
     return grant

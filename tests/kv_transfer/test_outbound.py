@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.groups import layer_groups
 from core.layout import LayerShape
 from kv_transfer.frames import HEADER_BYTES, PIECE_BYTES, Kind, parse_header
 from kv_transfer.outbound import Outbound
+from kv_transfer.terms import Terms
 from tests.kv_transfer.rig import layout
 
 LAYERS, SEED = 3, 7
@@ -23,7 +25,8 @@ def drain(outbound: Outbound) -> list[tuple[int, int, int]]:
 
 
 def make(first: int = 0, stop: int = 16, blocks: list[int] | None = None) -> Outbound:
-    return Outbound(layout(4), "attempt", 1, [4, 3, 2, 1] if blocks is None else blocks, first, stop)
+    kind, table = layout(4), [4, 3, 2, 1] if blocks is None else blocks
+    return Outbound(kind, layer_groups(kind), Terms(1, "attempt", first, stop, 30.0), [table])
 
 
 @given(
@@ -58,7 +61,7 @@ def test_adjacent_pushes_that_wait_leave_as_one_piece_per_layer() -> None:
 
 def test_large_pushes_leave_in_pieces() -> None:
     shape = layout(16, shapes=[LayerShape(8, 128, 128)])
-    outbound = Outbound(shape, "attempt", 1, list(range(100)), 0, 1000)
+    outbound = Outbound(shape, layer_groups(shape), Terms(1, "attempt", 0, 1000, 30.0), [list(range(100))])
     outbound.push(0, 0, 1000, None)
     pieces = drain(outbound)
     most = PIECE_BYTES // shape.layer_bytes_per_token(0)
@@ -163,7 +166,7 @@ def test_blocks_that_come_later_are_taken_over_at_the_push_that_needs_them() -> 
         outbound.push(0, 4, 4, None)
     blocks.append(7)
     outbound.push(0, 4, 4, None)
-    assert outbound.blocks == [9, 7]
+    assert outbound.blocks(0) == [9, 7]
 
 
 def test_a_push_from_blocks_that_changed_is_refused_even_if_its_tokens_were_pushed() -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.groups import NO_BLOCK
 from kv_transfer.paged_rows import HostPages, PagedRows, check_tokens, segments
 
 
@@ -40,11 +41,24 @@ def test_gather_and_scatter_move_exactly_the_rows_named(case: tuple[int, int, li
 
 @pytest.mark.parametrize(
     ("blocks", "start", "count"),
-    [([0, 1], 0, 9), ([0, 1], -1, 2), ([0, 10], 4, 1), ([-1], 0, 1), ([0], 2, -1), ([], 0, 1)],
+    [([0, 1], 0, 9), ([0, 1], -1, 2), ([0, 10], 4, 1), ([3, NO_BLOCK], 0, 5), ([0], 2, -1), ([], 0, 1)],
 )
 def test_tokens_outside_the_blocks_or_the_memory_are_refused(blocks: list[int], start: int, count: int) -> None:
     with pytest.raises(ValueError, match="expected"):
         check_tokens(blocks, 10, 4, start, count)
+
+
+def test_what_a_window_has_left_is_neither_read_nor_written() -> None:
+    memory = np.full((4, 4, 3), 7, np.uint8)
+    pages, table = HostPages([(memory, memory.copy())]), [NO_BLOCK, 2]
+    for start, count in ((0, 8), (3, 2), (0, 1)):
+        with pytest.raises(ValueError, match="-1"):
+            pages.read(0, table, start, count, memoryview(bytearray(count * 6)))
+        with pytest.raises(ValueError, match="-1"):
+            pages.write(0, table, start, count, memoryview(bytes(count * 6)))
+    assert (memory == 7).all()
+    pages.write(0, table, 4, 4, memoryview(bytes(24)))
+    assert (memory[2] == 0).all()
 
 
 def test_a_layer_that_does_not_exist_or_a_buffer_of_another_size_is_refused() -> None:

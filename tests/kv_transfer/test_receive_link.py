@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import xxhash
@@ -39,6 +39,7 @@ from kv_transfer.frames import (
 from kv_transfer.grants import GrantTable
 from kv_transfer.protocol import Identity, Peer
 from kv_transfer.receive_link import ReceiveLink
+from kv_transfer.terms import Terms
 from tests.kv_transfer.rig import (
     Inbox,
     ScriptedConnection,
@@ -57,10 +58,11 @@ SOURCE_BLOCKS, TARGET_BLOCKS = [6, 2], [11, 5, 3]
 PUSHES = [(1, 0, 4), (0, 0, 7), (2, 0, 7), (1, 4, 3)]
 SOURCE = filled(layout(4), 8)
 TARGET_LAYOUT = layout(3)
-FRAMES = session_frames(SOURCE, SEED, GRANT, ATTEMPT, SOURCE_BLOCKS, FIRST, STOP, PUSHES)
-OTHER_ATTEMPT = session_frames(filled(layout(4), 8, seed=2), SEED, GRANT, "attempt-0", SOURCE_BLOCKS, FIRST, STOP, PUSHES)
-OTHER_GRANT = session_frames(SOURCE, SEED, GRANT + 1, ATTEMPT, SOURCE_BLOCKS, FIRST, STOP, PUSHES)
-OTHER_CONNECTION = session_frames(SOURCE, SEED + 1, GRANT, ATTEMPT, SOURCE_BLOCKS, FIRST, STOP, PUSHES)
+TERMS = Terms(GRANT, ATTEMPT, FIRST, STOP, 5.0)
+FRAMES = session_frames(SOURCE, SEED, TERMS, [SOURCE_BLOCKS], PUSHES)
+OTHER_ATTEMPT = session_frames(filled(layout(4), 8, seed=2), SEED, replace(TERMS, attempt="attempt-0"), [SOURCE_BLOCKS], PUSHES)
+OTHER_GRANT = session_frames(SOURCE, SEED, replace(TERMS, grant=GRANT + 1), [SOURCE_BLOCKS], PUSHES)
+OTHER_CONNECTION = session_frames(SOURCE, SEED + 1, TERMS, [SOURCE_BLOCKS], PUSHES)
 PEER = Peer(Identity("m", SOURCE.layout, 1), BACK_SEED, SEED, "inline")
 
 
@@ -83,7 +85,7 @@ def receive(stream: bytes, open_grant: bool = True, lease_s: float = 5.0) -> Out
     store, inbox, clock, connection = poisoned(TARGET_LAYOUT, 12), Inbox(), ManualClock(), ScriptedConnection(stream)
     grants = GrantTable(store, clock, inbox)
     if open_grant:
-        grants.open(GRANT, ATTEMPT, TARGET_BLOCKS, FIRST, STOP, lease_s)
+        grants.open(replace(TERMS, lease_s=lease_s), [TARGET_BLOCKS])
     ReceiveLink(connection, PEER, InlineEnd(PIECE_BYTES), grants).run()
     return Outcome(store, inbox, connection, clock, grants)
 
@@ -320,7 +322,7 @@ def test_a_stale_sender_is_turned_away_and_the_grant_stays_open_for_the_right_on
 def test_a_second_connection_cannot_touch_a_grant_that_is_bound_to_another() -> None:
     store, inbox = poisoned(TARGET_LAYOUT, 12), Inbox()
     grants = GrantTable(store, ManualClock(), inbox)
-    grants.open(GRANT, ATTEMPT, TARGET_BLOCKS, FIRST, STOP, 5.0)
+    grants.open(TERMS, [TARGET_BLOCKS])
 
     class Interrupted(ScriptedConnection):
         """Between two frames of the first sender, a second one tries everything."""
@@ -341,8 +343,8 @@ def test_a_session_with_a_wrong_payload_ends_alone() -> None:
     """The framing is sound, so the connection's other session goes on."""
     store, inbox = poisoned(TARGET_LAYOUT, 12), Inbox()
     grants = GrantTable(store, ManualClock(), inbox)
-    grants.open(GRANT, ATTEMPT, TARGET_BLOCKS, FIRST, STOP, 5.0)
-    grants.open(GRANT + 1, ATTEMPT, [0, 1, 2], FIRST, STOP, 5.0)
+    grants.open(TERMS, [TARGET_BLOCKS])
+    grants.open(replace(TERMS, grant=GRANT + 1), [[0, 1, 2]])
     frames = [frame for pair in zip(FRAMES, OTHER_GRANT, strict=True) for frame in pair]
     frames[4] = frames[4][:-1] + bytes([frames[4][-1] ^ 1])
     connection = ScriptedConnection(b"".join(frames))
@@ -375,8 +377,8 @@ def test_a_store_that_fails_ends_the_session_and_not_the_connection() -> None:
 
     store, inbox = ActingStore(2, fail), Inbox()
     grants = GrantTable(store, ManualClock(), inbox)
-    grants.open(GRANT, ATTEMPT, TARGET_BLOCKS, FIRST, STOP, 5.0)
-    grants.open(GRANT + 1, ATTEMPT, [0, 1, 2], FIRST, STOP, 5.0)
+    grants.open(TERMS, [TARGET_BLOCKS])
+    grants.open(replace(TERMS, grant=GRANT + 1), [[0, 1, 2]])
     stream = b"".join(FRAMES) + b"".join(OTHER_GRANT)
     ReceiveLink(ScriptedConnection(stream), PEER, InlineEnd(PIECE_BYTES), grants).run()
     (broken,) = inbox.of(Broken)
@@ -388,7 +390,7 @@ def test_a_frame_that_comes_after_the_lease_is_not_written_even_before_anyone_sw
     clock = ManualClock()
     store, inbox = poisoned(TARGET_LAYOUT, 12), Inbox()
     grants = GrantTable(store, clock, inbox)
-    grants.open(GRANT, ATTEMPT, TARGET_BLOCKS, FIRST, STOP, 5.0)
+    grants.open(TERMS, [TARGET_BLOCKS])
 
     class Slow(ScriptedConnection):
         def recv_into(self, view: memoryview) -> None:

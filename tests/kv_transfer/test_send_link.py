@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -20,12 +22,13 @@ from kv_transfer.protocol import Handshake, Identity, Peer
 from kv_transfer.send_link import BATCH_BYTES
 from kv_transfer.sender import KVSender
 from kv_transfer.sessions import SendSession
+from kv_transfer.terms import Terms
 from kv_transfer.transport import Connection
 from kv_transfer.transports.fault import Fault, FaultTransport, Message
 from kv_transfer.transports.inproc import InprocTransport
 from kv_transfer.transports.tcp import TcpTransport
 from tests.kv_transfer.memory_carrier import MemoryCarrier
-from tests.kv_transfer.rig import SECRET, Inbox, connected, filled, layout, poisoned, sequence_bytes
+from tests.kv_transfer.rig import SECRET, Inbox, Pair, connected, filled, layout, poisoned, sequence_bytes
 
 STOP = 8
 HANDSHAKE_MESSAGES = 2  # of the dialling side
@@ -62,7 +65,7 @@ def against_fake() -> Iterator[tuple[FakeReceiver, SendSession, Inbox]]:
     wires, inbox = InprocTransport(), Inbox()
     listener = wires.listen()
     with KVSender(filled(layout()), wires, SECRET, "model", 1, MonotonicClock(), inbox) as sender:
-        session = sender.begin("a", 1, listener.endpoint, [4, 2], 0, STOP, 60.0)
+        session = sender.begin(Terms(1, "a", 0, STOP, 60.0), [listener.endpoint], [[4, 2]])
         connection = listener.accept()
         peer, _ = Handshake(Identity("model", layout(), 5), SECRET, INLINE).answer(connection)
         yield FakeReceiver(connection, peer), session, inbox
@@ -120,14 +123,14 @@ def test_a_session_that_starves_costs_the_connection_so_that_nothing_stays_stuck
     wires, clock, inbox = InprocTransport(), ManualClock(), Inbox()
     listener = wires.listen()
     with KVSender(filled(layout()), wires, SECRET, "model", 1, clock, inbox) as sender:
-        sender.begin("a", 1, listener.endpoint, [4, 2], 0, STOP, 5.0)
+        sender.begin(Terms(1, "a", 0, STOP, 5.0), [listener.endpoint], [[4, 2]])
         stopped = listener.accept()  # and never a word
         clock.advance(6.0)
         sender.sweep()
         assert isinstance(inbox.expect(SendFailed)[0].error, LeaseExpired)
         with pytest.raises(TransferError):
             stopped.recv_into(memoryview(bytearray(1 << 20)))
-        sender.begin("b", 2, listener.endpoint, [4, 2], 0, STOP, 5.0)
+        sender.begin(Terms(2, "b", 0, STOP, 5.0), [listener.endpoint], [[4, 2]])
         listener.accept().close()
         assert inbox.expect(SendFailed, 2)[1].attempt == "b"
         stopped.close()
@@ -148,16 +151,35 @@ def test_a_session_that_starves_costs_the_connection_so_that_nothing_stays_stuck
         ({"lease_s": 0.0}, "lease_s"),
         ({"lease_s": float("nan")}, "lease_s"),
         ({"lease_s": float("inf")}, "lease_s"),
-        ({"endpoint": "inproc:99"}, "nobody listens"),
-        ({"incarnation": 9}, "incarnation"),
     ],
 )
-def test_a_grant_that_cannot_be_fails_its_session_and_nothing_else(wrong: dict[str, object], why: str) -> None:
+def test_a_grant_that_cannot_be_fails_its_session_and_nothing_else(wrong: dict[str, Any], why: str) -> None:
+    bad = replace(Terms(2, "bad", 0, STOP, 60.0), **wrong)
+    assert_fails_alone(lambda pair: pair.sender.begin(bad, [pair.receiver.endpoint], [[4, 2]]), why)
+
+
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ({"endpoints": ["inproc:99"]}, "nobody listens"),
+        ({"incarnation": 9}, "incarnation"),
+        ({"endpoints": []}, "0 endpoints"),
+        ({"endpoints": ["inproc:1", "inproc:1"]}, "2 endpoints"),
+    ],
+)
+def test_a_grant_from_nowhere_fails_its_session_and_nothing_else(where: dict[str, Any], why: str) -> None:
+    bad = Terms(2, "bad", 0, STOP, 60.0)
+    assert_fails_alone(
+        lambda pair: pair.sender.begin(bad, **{"endpoints": [pair.receiver.endpoint], "tables": [[4, 2]], **where}), why
+    )
+
+
+def assert_fails_alone(begin: Callable[[Pair], SendSession], why: str) -> None:
+    """Another session of the pair is delivered nevertheless."""
     with connected() as pair:
-        pair.receiver.open(1, "good", [1, 2], 0, STOP, 60.0)
-        good = pair.sender.begin("good", 1, pair.receiver.endpoint, [4, 2], 0, STOP, 60.0)
-        terms = {"grant": 2, "endpoint": pair.receiver.endpoint, "blocks": [4, 2], "first_token": 0, "lease_s": 60.0, **wrong}
-        bad = pair.sender.begin("bad", num_tokens=STOP, **terms)  # type: ignore[arg-type]
+        pair.receiver.open(Terms(1, "good", 0, STOP, 60.0), [[1, 2]])
+        good = pair.sender.begin(Terms(1, "good", 0, STOP, 60.0), [pair.receiver.endpoint], [[4, 2]])
+        bad = begin(pair)
         (failed,) = pair.sent.expect(SendFailed)
         assert failed.attempt == "bad"
         assert why in str(failed.error)
@@ -173,13 +195,13 @@ def test_an_endpoint_that_is_no_name_is_a_transfer_error() -> None:
     inbox = Inbox()
     with KVSender(filled(layout()), TcpTransport(), SECRET, "model", 1, MonotonicClock(), inbox) as sender:
         for number, endpoint in enumerate(["", "x", "a" * 100 + ":1", "\ud800:1", "a..b:1", "[::1]:x"]):
-            sender.begin("a", number, endpoint, [4, 2], 0, STOP, 60.0)
+            sender.begin(Terms(number, "a", 0, STOP, 60.0), [endpoint], [[4, 2]])
             assert type(inbox.expect(SendFailed, number + 1)[number].error) is TransferError
 
 
 def test_a_number_of_programmers_is_a_value_error() -> None:
     with connected() as pair, pytest.raises(ValueError, match="num_tokens"):
-        pair.sender.begin("a", 1, pair.receiver.endpoint, [4, 2], 0, -1, 60.0)
+        pair.sender.begin(Terms(1, "a", 0, -1, 60.0), [pair.receiver.endpoint], [[4, 2]])
 
 
 def test_the_next_incarnation_of_a_peer_may_use_its_numbers_again_at_once() -> None:
@@ -189,7 +211,7 @@ def test_the_next_incarnation_of_a_peer_may_use_its_numbers_again_at_once() -> N
     with KVSender(filled(layout()), wires, SECRET, "model", 1, MonotonicClock(), inbox) as sender:
         peers = []
         for incarnation in (5, 6):
-            session = sender.begin(f"a{incarnation}", 7, listener.endpoint, [4, 2], 0, STOP, 60.0, incarnation)
+            session = sender.begin(Terms(7, f"a{incarnation}", 0, STOP, 60.0), [listener.endpoint], [[4, 2]], incarnation)
             connection = listener.accept()
             peer, _ = Handshake(Identity("model", layout(), incarnation), SECRET, INLINE).answer(connection)
             peers.append(FakeReceiver(connection, peer))
@@ -207,7 +229,7 @@ def test_a_dial_that_nobody_waits_for_any_more_is_given_up() -> None:
     wires, inbox = InprocTransport(), Inbox()
     listener = wires.listen()
     with KVSender(filled(layout()), wires, SECRET, "model", 1, MonotonicClock(), inbox) as sender:
-        session = sender.begin("a", 1, listener.endpoint, [4, 2], 0, STOP, 60.0)
+        session = sender.begin(Terms(1, "a", 0, STOP, 60.0), [listener.endpoint], [[4, 2]])
         silent = listener.accept()
         silent.recv_into(memoryview(bytearray(1)))  # the handshake has begun
         assert session.abort("changed my mind")
@@ -241,8 +263,8 @@ def test_a_piece_that_was_prepared_while_another_left_has_a_lease_of_its_own() -
     wires = FaultTransport(InprocTransport(), plan)
     source, target = Store(layout(256, shapes=shape), 16), ByteStore(layout(256, shapes=shape), 16)
     with connected(source, target, wires, clock=clock) as pair:
-        pair.receiver.open(1, "a", range(16), 0, 4 * piece, 60.0)
-        session = pair.sender.begin("a", 1, pair.receiver.endpoint, range(16), 0, 4 * piece, 5.0)
+        pair.receiver.open(Terms(1, "a", 0, 4 * piece, 60.0), [range(16)])
+        session = pair.sender.begin(Terms(1, "a", 0, 4 * piece, 5.0), [pair.receiver.endpoint], [range(16)])
         while pair.sender.sweep() is not None:  # until BEGIN has left
             threading.Event().wait(0.001)
         session.push(0, 0, 2 * piece)
@@ -270,8 +292,8 @@ def messages_for(tokens: int, carriers: Sequence[Carrier]) -> list[int]:
 
     source, target = filled(kind, 1), poisoned(kind, 1)
     with connected(source, target, FaultTransport(InprocTransport(), plan), carriers=carriers) as pair:
-        pair.receiver.open(1, "a", [0], 0, tokens, 60.0)
-        session = pair.sender.begin("a", 1, pair.receiver.endpoint, [0], 0, tokens, 60.0)
+        pair.receiver.open(Terms(1, "a", 0, tokens, 60.0), [[0]])
+        session = pair.sender.begin(Terms(1, "a", 0, tokens, 60.0), [pair.receiver.endpoint], [[0]])
         for layer in range(8):
             session.push(layer, 0, tokens)
         session.finish(b"")
@@ -306,12 +328,12 @@ def test_what_cannot_be_read_ends_its_session_and_not_what_was_read_before_it() 
     source, target = Store(layout(), 32), poisoned(layout())
     with connected(source, target) as pair:
         for grant in range(1, 5):  # more than there are rooms
-            pair.receiver.open(grant, f"a{grant}", [grant, 9], 0, STOP, 60.0)
-            send_all(pair.sender.begin(f"a{grant}", grant, pair.receiver.endpoint, [4, 2], 0, STOP, 60.0))
+            pair.receiver.open(Terms(grant, f"a{grant}", 0, STOP, 60.0), [[grant, 9]])
+            send_all(pair.sender.begin(Terms(grant, f"a{grant}", 0, STOP, 60.0), [pair.receiver.endpoint], [[4, 2]]))
             assert "a bad block" in str(pair.sent.expect(SendFailed, grant)[-1].error)
         assert len(pair.received.expect(Broken, 4)) == 4
         source.broken = False
-        pair.receiver.open(5, "a5", [5, 6], 0, STOP, 60.0)
-        send_all(pair.sender.begin("a5", 5, pair.receiver.endpoint, [4, 2], 0, STOP, 60.0))
+        pair.receiver.open(Terms(5, "a5", 0, STOP, 60.0), [[5, 6]])
+        send_all(pair.sender.begin(Terms(5, "a5", 0, STOP, 60.0), [pair.receiver.endpoint], [[4, 2]]))
         assert [event.attempt for event in pair.sent.expect(Delivered)] == ["a5"]
     assert sequence_bytes(target, [5, 6], 0, STOP) == sequence_bytes(source, [4, 2], 0, STOP)

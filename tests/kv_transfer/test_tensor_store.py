@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from core.groups import NO_BLOCK
+from core.layout import LayerShape
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.tensor_store import LayerTensors, TensorStore
 from tests.kv_transfer.rig import SHAPES, filled, layout
@@ -38,6 +40,26 @@ def test_tensors_and_bytes_agree_on_every_piece(dtype: str, blocks: list[int]) -
             assert back == piece
         for tensor, page in zip(layers[layer], plain.pages[layer], strict=True):
             assert np.array_equal(tensor.view(torch.uint8).numpy().reshape(page.shape), page)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_of_different_groups_share_tensors_and_not_blocks(dtype: str) -> None:
+    shapes = [LayerShape(2, 3, 2, window) for window in (6, None, 6, None)]
+    kind, shape = layout(4, dtype, shapes), (8, 4, 2)
+    pages = [tuple(torch.zeros(*shape, dim, dtype=getattr(torch, dtype)) for dim in (3, 2)) for _ in range(2)]
+    store, source = TensorStore([pages[0], pages[0], pages[1], pages[1]], kind), filled(kind, 8)
+    assert [group.layers for group in store.groups.groups] == [(0, 2), (1, 3)]
+    tables, pieces = ([NO_BLOCK, 5, 2], [7, 3, 0]), {}
+    for layer in range(4):
+        pieces[layer] = bytearray(6 * kind.layer_bytes_per_token(layer))
+        source.read(layer, [1, 4, 6], 5, 6, memoryview(pieces[layer]))
+        store.write(layer, tables[layer % 2], 5, 6, memoryview(pieces[layer]))
+    for layer, piece in pieces.items():
+        back = bytearray(len(piece))
+        store.read(layer, tables[layer % 2], 5, 6, memoryview(back))
+        assert back == piece
+    with pytest.raises(ValueError, match="-1"):
+        store.write(0, tables[0], 3, 2, memoryview(bytes(2 * kind.layer_bytes_per_token(0))))
 
 
 def test_a_write_lands_in_the_token_it_names() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from kv_transfer.carriers.inline import INLINE
 from kv_transfer.events import Delivered, Received, SendFailed
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
+from kv_transfer.terms import Terms
 from kv_transfer.transports.inproc import InprocTransport
 from tests.kv_transfer.conformance.ways import SOURCE_BLOCKS, TARGET_BLOCKS, assert_same, begin, push_all
 from tests.kv_transfer.memory_carrier import MemoryCarrier
@@ -35,7 +37,7 @@ def test_a_peer_that_does_not_read_fails_its_sessions_and_does_not_hold_the_thre
     source = ByteStore(layout(256, shapes=shape), 32)
     listening = wires.listen()
     with KVSender(source, wires, SECRET, "model", 1, clock, inbox) as sender:
-        session = sender.begin("a", 1, listening.endpoint, range(32), 0, 32 * 256, 5.0)
+        session = sender.begin(Terms(1, "a", 0, 32 * 256, 5.0), [listening.endpoint], [range(32)])
         session.push(0, 0, 32 * 256)
         stopped = listening.accept()  # never answers the handshake
         clock.advance(6.0)
@@ -85,8 +87,8 @@ def test_a_handler_that_raises_harms_no_other_session(caplog: pytest.LogCaptureF
         KVSender(filled(layout()), wires, SECRET, "model", 1, MonotonicClock(), sent) as sender,
     ):
         for grant in (1, 2):
-            receiver.open(grant, "a", TARGET_BLOCKS, 0, 12, 30.0)
-            session = sender.begin("a", grant, receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0)
+            receiver.open(Terms(grant, "a", 0, 12, 30.0), [TARGET_BLOCKS])
+            session = sender.begin(Terms(grant, "a", 0, 12, 30.0), [receiver.endpoint], [SOURCE_BLOCKS])
             push_all(session)
             session.finish(b"")
             sent.expect(Delivered, grant)
@@ -96,19 +98,12 @@ def test_a_handler_that_raises_harms_no_other_session(caplog: pytest.LogCaptureF
 def test_impossible_grants_are_refused() -> None:
     with connected() as pair:
         begin(pair)
-        for wrong in ({"grant": 1}, {"grant": -1}, {"blocks": []}, {"first_token": 13}, {"lease_s": 0.0}):
+        right = Terms(5, "a", 0, 12, 1.0)
+        for wrong in ({"grant": 1}, {"grant": -1}, {"first_token": 13}, {"lease_s": 0.0}):
             with pytest.raises(ValueError, match="Got"):
-                pair.receiver.open(
-                    **{
-                        "grant": 5,
-                        "attempt": "a",
-                        "blocks": [1, 2, 3],
-                        "first_token": 0,
-                        "num_tokens": 12,
-                        "lease_s": 1.0,
-                        **wrong,
-                    }
-                )
+                pair.receiver.open(replace(right, **wrong), [[1, 2, 3]])
+        with pytest.raises(ValueError, match="within 0 blocks"):
+            pair.receiver.open(right, [[]])
 
 
 # --- carriers ---------------------------------------------------------------------------------------------------------

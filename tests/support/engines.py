@@ -9,6 +9,7 @@ from hashlib import blake2b
 from core.clock import ManualClock
 from core.config import EngineConfig
 from core.cost import CostModel
+from core.groups import NO_BLOCK, layer_groups
 from core.layout import KVLayout, LayerShape
 from core.sampling import SamplingParams
 from engine.engine import Engine
@@ -20,8 +21,12 @@ VOCAB = 50
 EOS = frozenset({7})
 
 
-def layout(block_size: int, layers: int = 2) -> KVLayout:
-    return KVLayout.whole(layers=(LayerShape(1, 4, 4),) * layers, dtype="float32", block_size=block_size)
+Windows = tuple[int | None, ...]
+"""The sliding window of each layer."""
+
+
+def layout(block_size: int, windows: Windows = (None, None)) -> KVLayout:
+    return KVLayout.whole(layers=[LayerShape(1, 4, 4, window) for window in windows], dtype="float32", block_size=block_size)
 
 
 def simulated_runner(
@@ -89,7 +94,7 @@ class MirroredRow:
 
     admitted: Admitted
     tokens: list[int]
-    blocks: list[int] = field(default_factory=list)
+    tables: dict[int, list[int]] = field(default_factory=dict)
     salt: bytes = b""
     spoilt: bool = False
 
@@ -107,6 +112,8 @@ class KVCheckingRunner(SimulatedRunner):
     """Writes, into the slot of every computed token, a digest of the whole prefix that its KV would depend on, and reads
     back the slots of every context that it is asked to attend to. `wrong` lists each slot that held something else.
 
+    Layers with a window read no more than that, and each group of layers writes and expects its own.
+
     All of a step's reads and writes happen at the last moment, when it is collected, while those from outside (`write`, `read`)
     happen at once. So whoever is given a block under a step in flight loses what he writes there, or spoils what the step reads.
 
@@ -121,10 +128,11 @@ class KVCheckingRunner(SimulatedRunner):
         steps_ahead: int = 0,
         cost: CostModel | None = None,
         clock: ManualClock | None = None,
+        windows: Windows = (None, None),
     ) -> None:
         clock = clock or ManualClock()
         super().__init__(
-            layout(block_size),
+            layout(block_size, windows),
             num_blocks,
             256,
             VOCAB,
@@ -140,6 +148,7 @@ class KVCheckingRunner(SimulatedRunner):
         self.salt_of: Callable[[int], bytes] = lambda row: b""
         self.rows: dict[int, MirroredRow] = {}
         self._block_size = block_size
+        self._groups = layer_groups(self.layout).groups
         self._slots: dict[tuple[int, int], bytes] = {}
         self._touched: dict[SimulatedStep, Touched] = {}
 
@@ -169,24 +178,36 @@ class KVCheckingRunner(SimulatedRunner):
         return StepResult(result.drawn, touched.faults)
 
     def write(self, owner: Sequence, start: int, end: int) -> None:
-        """KV that arrives from outside."""
-        for position, content in enumerate(_prefixes(owner.salt, owner.tokens)[start:end], start):
-            self._slots[self._slot(owner.blocks, position)] = content
+        """KV that arrives from outside: of each layer what the token at `end` sees."""
+        prefixes = _prefixes(owner.salt, owner.tokens)
+        for number, group in enumerate(self._groups):
+            for position in range(max(start, group.first_seen(end)), end):
+                slot = self._slot(owner.tables[number], position)
+                assert slot is not None
+                self._slots[slot] = _content(number, prefixes[position])
 
-    def read(self, owner: Sequence, end: int) -> None:
-        """KV that is handed on."""
-        for position, content in enumerate(_prefixes(owner.salt, owner.tokens)[:end]):
-            if self._slots.get(self._slot(owner.blocks, position)) != content:
-                self.wrong.append(f"{owner.sequence_id} at {position} reads slot {self._slot(owner.blocks, position)}")
+    def read(self, owner: Sequence, end: int, position: int | None = None) -> None:
+        """KV that is handed on: of the first `end` tokens, what the token at `position` (`end`) sees."""
+        prefixes = _prefixes(owner.salt, owner.tokens)
+        for number, group in enumerate(self._groups):
+            for place in range(group.first_seen(end if position is None else position), end):
+                slot = self._slot(owner.tables[number], place)
+                if slot is None or self._slots.get(slot) != _content(number, prefixes[place]):
+                    self.wrong.append(f"{owner.sequence_id} at {place} reads slot {slot} of group {number}")
 
     def _touch(self, touched: Touched, row: MirroredRow, item: Scheduled, faulty: bool) -> None:
         row.spoilt |= faulty
-        prefixes = _prefixes(row.salt, row.tokens)
-        for position in range(item.start, item.start + item.count):
-            touched.writes.append((self._slot(row.blocks, position), b"spoilt" if row.spoilt else prefixes[position]))
-        if not row.spoilt:
-            for position in range(item.start + item.count):
-                touched.reads.append((f"row {item.row} at {position}", self._slot(row.blocks, position), prefixes[position]))
+        prefixes, end = _prefixes(row.salt, row.tokens), item.start + item.count
+        for number, group in enumerate(self._groups):
+            for position in range(item.start, end):
+                slot = self._slot(row.tables[number], position)
+                assert slot is not None
+                touched.writes.append((slot, b"spoilt" if row.spoilt else _content(number, prefixes[position])))
+            if not row.spoilt:
+                for position in range(group.first_seen(item.start), end):
+                    name, slot = f"row {item.row} at {position} of group {number}", self._slot(row.tables[number], position)
+                    assert slot is not None
+                    touched.reads.append((name, slot, _content(number, prefixes[position])))
 
     def _spoilt(self, plan: StepPlan) -> dict[int, str]:
         """The faults of a plan; a step that raises has written nonsense wherever it could."""
@@ -198,12 +219,16 @@ class KVCheckingRunner(SimulatedRunner):
                 row = self.rows[item.row]
                 row.spoilt = True
                 for position in range(item.start, item.start + item.count):
-                    self._slots[self._slot(row.blocks, position)] = b"spoilt"
+                    for table in row.tables.values():
+                        slot = self._slot(table, position)
+                        assert slot is not None
+                        self._slots[slot] = b"spoilt"
             super().launch(plan)  # the rows change all the same
             raise
 
-    def _slot(self, blocks: list[int], position: int) -> tuple[int, int]:
-        return blocks[position // self._block_size], position % self._block_size
+    def _slot(self, blocks: list[int], position: int) -> tuple[int, int] | None:
+        block = blocks[position // self._block_size]
+        return None if block == NO_BLOCK else (block, position % self._block_size)
 
 
 def mirror(rows: dict[int, MirroredRow], plan: StepPlan) -> None:
@@ -214,8 +239,14 @@ def mirror(rows: dict[int, MirroredRow], plan: StepPlan) -> None:
         assert admitted.row not in rows
         rows[admitted.row] = MirroredRow(admitted, list(admitted.tokens))
     for added in plan.blocks:
-        assert len(rows[added.row].blocks) == added.at
-        rows[added.row].blocks.extend(added.blocks)
+        table = rows[added.row].tables.setdefault(added.group, [NO_BLOCK] * added.at)
+        assert len(table) == added.at
+        assert min(added.blocks) >= 0
+        table.extend(added.blocks)
+
+
+def _content(group: int, prefix: bytes) -> bytes:
+    return bytes([group]) + prefix
 
 
 def _prefixes(salt: bytes, tokens: list[int]) -> list[bytes]:

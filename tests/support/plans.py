@@ -23,7 +23,7 @@ class Plans:
             tuple(Scheduled(row, part.start, part.count, part.samples) for row, part in enumerate(parts)),
             dropped,
             tuple(Admitted(row, tuple(s.tokens), s.prompt_tokens, s.sampling) for row, s in enumerate(owners)),
-            tuple(BlocksAdded(row, 0, tuple(s.blocks)) for row, s in enumerate(owners)),
+            tuple(BlocksAdded(row, 0, tuple(table), g) for row, s in enumerate(owners) for g, table in enumerate(s.tables)),
         )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from core.clock import ManualClock
 from core.config import EngineConfig
 from core.cost import CostModel
 from core.errors import TransferError
+from core.groups import Tables, layer_groups
 from core.layout import KVLayout, LayerShape
 from core.messages import Address, Message, Submit
 from core.sampling import SamplingParams
@@ -18,8 +18,9 @@ from core.wire import decode, encode
 from engine.engine import Engine
 from engine.simulated_runner import SimulatedRunner
 from kv_transfer.events import SendFailed
+from kv_transfer.outbound import Outbound
 from kv_transfer.store import Fence
-from kv_transfer.terms import check_push, check_room, check_tail, check_terms
+from kv_transfer.terms import Terms, check_endpoints, check_kept, check_room, check_tables
 
 PREFILL = Address("prefill", 1, "tcp://prefill")
 DECODE = Address("decode", 1, "tcp://decode")
@@ -81,41 +82,46 @@ class FakeMailbox:
 
 
 LAYOUT = KVLayout.whole(layers=(LayerShape(1, 4, 4),) * LAYERS, dtype="float32", block_size=BLOCK_SIZE)
+WINDOW = 6
+SLIDING = KVLayout.whole(layers=(LayerShape(1, 4, 4, WINDOW), LayerShape(1, 4, 4)), dtype="float32", block_size=BLOCK_SIZE)
 
 
 @dataclass
 class FakeSession:
     """Remembers which tokens of which layer were pushed. A call that would fail a real session fails the test."""
 
-    attempt: str
-    grant: int
-    blocks: Sequence[int]
-    first_token: int
-    num_tokens: int
+    terms: Terms
+    outbound: Outbound | None = None
     pushed: dict[int, set[int]] = field(default_factory=dict)
     fences: list[Fence | None] = field(default_factory=list)
     tail: bytes | None = None
     aborted: str | None = None
     ended: bool = False
 
+    @property
+    def attempt(self) -> str:
+        return self.terms.attempt
+
+    @property
+    def grant(self) -> int:
+        return self.terms.grant
+
     def push(self, layer: int, start: int, count: int, fence: Fence | None = None) -> None:
         if self.ended:
             return
         assert self.tail is None
-        check_push(LAYOUT, layer, start, count)
-        stop = min(start + count, self.num_tokens)
-        if stop > max(start, self.first_token):
-            check_room(LAYOUT, len(self.blocks), stop)
-        self.pushed.setdefault(layer, set()).update(range(max(start, self.first_token), stop))
+        assert self.outbound is not None
+        self.outbound.push(layer, start, count, None)
+        self.outbound.take_begin(seed=0)
+        while piece := self.outbound.take_piece():
+            self.pushed.setdefault(piece.layer, set()).update(range(piece.start, piece.stop))
         self.fences.append(fence)
 
     def finish(self, tail: bytes) -> None:
         if self.ended:
             return
-        everything = set(range(self.first_token, self.num_tokens))
-        assert self.tail is None
-        assert all(self.pushed.get(layer, set()) == everything for layer in range(LAYERS)), self.pushed
-        check_tail(tail)
+        assert self.outbound is not None
+        self.outbound.finish(tail)
         self.tail = tail
 
     def abort(self, reason: str) -> bool:
@@ -129,32 +135,26 @@ class FakeSession:
 class FakeSender:
     """Takes what the real one takes. `failed` are the events of sessions that could not be."""
 
+    layout: KVLayout = LAYOUT
     sessions: dict[str, FakeSession] = field(default_factory=dict)
     failed: list[SendFailed] = field(default_factory=list)
     _grants: set[tuple[str, int | None, int]] = field(default_factory=set)
 
-    def begin(
-        self,
-        *,
-        attempt: str,
-        grant: int,
-        endpoint: str,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        lease_s: float,
-        incarnation: int | None = None,
-        windowed: bool = False,
-    ) -> FakeSession:
-        session = self.sessions[attempt] = FakeSession(attempt, grant, blocks, first_token, num_tokens)
+    def begin(self, terms: Terms, endpoints: tuple[str, ...], tables: Tables, incarnation: int | None = None) -> FakeSession:
+        groups = layer_groups(self.layout)
+        check_tables(tables, groups)
+        session = self.sessions[terms.attempt] = FakeSession(terms)
         try:
-            check_terms(grant, first_token, num_tokens, lease_s)
-            if (endpoint, incarnation, grant) in self._grants:
-                raise ValueError(f"Got grant {grant} twice")
+            terms.check()
+            named = check_endpoints(endpoints), incarnation, terms.grant
+            check_kept(groups, terms)
+            if named in self._grants:
+                raise ValueError(f"Got grant {terms.grant} twice")
+            self._grants.add(named)
+            session.outbound = Outbound(self.layout, groups, terms, tables)
         except ValueError as error:
             session.ended = True
-            self.failed.append(SendFailed(attempt, TransferError(str(error))))
-        self._grants.add((endpoint, incarnation, grant))
+            self.failed.append(SendFailed(terms.attempt, TransferError(str(error))))
         return session
 
 
@@ -162,6 +162,7 @@ class FakeSender:
 class FakeReceiver:
     """Takes what the real one takes."""
 
+    layout: KVLayout = LAYOUT
     endpoint: str = "127.0.0.1:1"
     grants: dict[int, str] = field(default_factory=dict)
     renewed: list[int] = field(default_factory=list)
@@ -170,22 +171,12 @@ class FakeReceiver:
     def open_grants(self) -> int:
         return len(self.grants)
 
-    def open(
-        self,
-        *,
-        grant: int,
-        attempt: str,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        lease_s: float,
-        windowed: bool = False,
-    ) -> None:
-        check_terms(grant, first_token, num_tokens, lease_s)
-        check_room(LAYOUT, len(blocks), num_tokens)
-        if grant in self.grants:
-            raise ValueError(f"Got {grant = } but it is open already")
-        self.grants[grant] = attempt
+    def open(self, terms: Terms, tables: Tables) -> None:
+        terms.check()
+        check_room(self.layout, layer_groups(self.layout), tables, terms)
+        if terms.grant in self.grants:
+            raise ValueError(f"Got grant = {terms.grant} but it is open already")
+        self.grants[terms.grant] = terms.attempt
 
     def renew(self, grant: int) -> bool:
         self.renewed.append(grant)
@@ -195,9 +186,9 @@ class FakeReceiver:
         return self.grants.pop(grant, None) is not None
 
 
-def engine(clock: ManualClock, num_blocks: int = 64, **config: object) -> Engine:
+def engine(clock: ManualClock, num_blocks: int = 64, layout: KVLayout = LAYOUT, **config: object) -> Engine:
     runner = SimulatedRunner(
-        layout=LAYOUT,
+        layout=layout,
         num_blocks=num_blocks,
         max_model_len=200,
         vocab_size=100,

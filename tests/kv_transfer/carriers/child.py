@@ -24,6 +24,7 @@ from kv_transfer.carriers.shared_memory import (
 from kv_transfer.events import Delivered, Received
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
+from kv_transfer.terms import Terms
 from kv_transfer.transport import Connection
 from kv_transfer.transports.tcp import TcpTransport
 from tests.kv_transfer.carriers.pieces import BLOCKS, LEASE_S, TOKENS, large_layout
@@ -80,7 +81,7 @@ def send(endpoint: str, phase: str) -> None:
         for page, content in zip(pages, full, strict=True):
             page[:] = content
     with KVSender(store, TcpTransport(), SECRET, "model", 3, MonotonicClock(), inbox, [Carrier(phase)]) as sender:
-        session = sender.begin("killed", 9, endpoint, BLOCKS, 0, TOKENS, LEASE_S)
+        session = sender.begin(Terms(9, "killed", 0, TOKENS, LEASE_S), [endpoint], [BLOCKS])
         session.push(0, 0, TOKENS)
         session.finish(b"")
         inbox.expect(Delivered, timeout_s=60)
@@ -90,7 +91,7 @@ def send(endpoint: str, phase: str) -> None:
 def receive(phase: str) -> None:
     inbox = Inbox()
     with KVReceiver(Store(phase), TcpTransport(), SECRET, "model", 1, MonotonicClock(), inbox, [Carrier(phase)]) as receiver:
-        receiver.open(9, "killed", BLOCKS, 0, TOKENS, LEASE_S)
+        receiver.open(Terms(9, "killed", 0, TOKENS, LEASE_S), [BLOCKS])
         print(receiver.endpoint, flush=True)
         inbox.expect(Received, timeout_s=60)
         stay("done")

@@ -23,6 +23,7 @@ from kv_transfer.carriers.gloo_rendezvous import Rank
 from kv_transfer.events import Delivered, Received
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
+from kv_transfer.terms import Terms
 from kv_transfer.transport import Connection
 from kv_transfer.transports.tcp import TcpTransport
 from tests.kv_transfer.rig import SECRET, Inbox, filled, layout
@@ -83,7 +84,7 @@ def send(endpoint: str, phase: str) -> None:
             page[:] = content
     carriers = [DistributedCarrier(HOST)]
     with KVSender(store, TcpTransport(), SECRET, "model", 3, MonotonicClock(), inbox, carriers) as sender:
-        session = sender.begin("child's", 9, endpoint, BLOCKS, 0, TOKENS, 3600.0)
+        session = sender.begin(Terms(9, "child's", 0, TOKENS, 3600.0), [endpoint], [BLOCKS])
         session.push(0, 0, TOKENS)
         session.finish(b"")
         inbox.expect(Delivered, timeout_s=60)
@@ -93,7 +94,7 @@ def send(endpoint: str, phase: str) -> None:
 def receive(phase: str) -> None:
     inbox, carriers = Inbox(), [DistributedCarrier(HOST)]
     with KVReceiver(Store(phase), TcpTransport(), SECRET, "model", 1, MonotonicClock(), inbox, carriers) as receiver:
-        receiver.open(9, "child's", BLOCKS, 0, TOKENS, 3600.0)
+        receiver.open(Terms(9, "child's", 0, TOKENS, 3600.0), [BLOCKS])
         print(receiver.endpoint, flush=True)
         inbox.expect(Received, timeout_s=60)
         stay("done")

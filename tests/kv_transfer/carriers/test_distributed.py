@@ -26,6 +26,7 @@ from kv_transfer.carriers.gloo_rendezvous import Rank, Rendezvous, mac
 from kv_transfer.carriers.inline import INLINE
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
 from kv_transfer.frames import NOTHING, Header, Kind
+from kv_transfer.terms import Terms
 from kv_transfer.transport import Buffer, Connection
 from kv_transfer.transports.fault import Delay, Drop, Duplicate, Fault, FaultTransport, FlipBit, Message, Truncate
 from kv_transfer.transports.inproc import InprocTransport
@@ -40,8 +41,8 @@ GLOO = [DistributedCarrier(HOST)]
 
 
 def send(pair: Pair, grant: int = 1, lease_s: float = 30.0) -> None:
-    pair.receiver.open(grant, f"a{grant}", TARGET_BLOCKS, 0, 12, lease_s)
-    session = pair.sender.begin(f"a{grant}", grant, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, lease_s)
+    pair.receiver.open(Terms(grant, f"a{grant}", 0, 12, lease_s), [TARGET_BLOCKS])
+    session = pair.sender.begin(Terms(grant, f"a{grant}", 0, 12, lease_s), [pair.receiver.endpoint], [SOURCE_BLOCKS])
     for layer in range(3):
         session.push(layer, 0, 12)
     session.finish(b"tail")
@@ -69,8 +70,8 @@ def test_kv_of_many_pieces_arrives_as_it_was_sent() -> None:
     shape = [LayerShape(8, 128, 128)]  # 4 KiB a token: 12 pieces of 2 MiB
     source, target = filled(layout(256, shapes=shape), 24), poisoned(layout(192, shapes=shape), 32)
     with connected(source, target, TcpTransport(), carriers=GLOO) as pair:
-        pair.receiver.open(1, "a", range(32), 0, 24 * 256, 30.0)
-        session = pair.sender.begin("a", 1, pair.receiver.endpoint, range(24), 0, 24 * 256, 30.0)
+        pair.receiver.open(Terms(1, "a", 0, 24 * 256, 30.0), [range(32)])
+        session = pair.sender.begin(Terms(1, "a", 0, 24 * 256, 30.0), [pair.receiver.endpoint], [range(24)])
         session.push(0, 0, 24 * 256)
         session.finish(b"")
         pair.received.expect(Received)
@@ -88,8 +89,8 @@ def test_payloads_do_not_travel_on_the_connection() -> None:
 
     large = layout(4, shapes=[LayerShape(8, 128, 128)])
     with connected(ByteStore(large, 32), ByteStore(large, 32), FaultTransport(InprocTransport(), plan), carriers=GLOO) as pair:
-        pair.receiver.open(1, "a", [0, 1, 2], 0, 12, 30.0)
-        session = pair.sender.begin("a", 1, pair.receiver.endpoint, [0, 1, 2], 0, 12, 30.0)
+        pair.receiver.open(Terms(1, "a", 0, 12, 30.0), [[0, 1, 2]])
+        session = pair.sender.begin(Terms(1, "a", 0, 12, 30.0), [pair.receiver.endpoint], [[0, 1, 2]])
         session.push(0, 0, 12)
         session.finish(b"")
         (received,) = pair.received.expect(Received)
@@ -413,8 +414,8 @@ def test_a_receiver_that_takes_nothing_costs_its_lease_not_the_senders_thread(mo
     try:
         large = layout(256, shapes=[LayerShape(8, 128, 128)])
         with connected(filled(large, 8), Stuck(large, 8), carriers=GLOO) as pair:
-            pair.receiver.open(1, "a1", range(8), 0, 8 * 256, 3600.0)
-            session = pair.sender.begin("a1", 1, pair.receiver.endpoint, range(8), 0, 8 * 256, 0.5)
+            pair.receiver.open(Terms(1, "a1", 0, 8 * 256, 3600.0), [range(8)])
+            session = pair.sender.begin(Terms(1, "a1", 0, 8 * 256, 0.5), [pair.receiver.endpoint], [range(8)])
             session.push(0, 0, 8 * 256)
             (failed,) = pair.sent.expect(SendFailed)
             assert isinstance(failed.error, LeaseExpired)

@@ -23,6 +23,7 @@ from kv_transfer.carriers import carriers_for, distributed
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
+from kv_transfer.terms import Terms
 from kv_transfer.transports.tcp import TcpTransport
 from tests.kv_transfer.carriers.gloo_child import BLOCKS, HOST, LAYOUT, TOKENS
 from tests.kv_transfer.rig import SECRET, Inbox, filled, poisoned
@@ -89,15 +90,15 @@ class Here:
         self._transfers = 0
 
     def send(self, endpoint: str, lease_s: float) -> None:
-        session = self.sender.begin(CHILDS, 9, endpoint, BLOCKS, 0, TOKENS, lease_s)
+        session = self.sender.begin(Terms(9, CHILDS, 0, TOKENS, lease_s), [endpoint], [BLOCKS])
         session.push(0, 0, TOKENS)
         session.finish(b"")
 
     def another_pair_works(self) -> None:
         self._transfers += 1
         grant, count = 100 + self._transfers, 512
-        self.receiver.open(grant, "own", [1, 2], 0, count, 60.0)
-        session = self.sender.begin("own", grant, self.receiver.endpoint, [3, 4], 0, count, 60.0)
+        self.receiver.open(Terms(grant, "own", 0, count, 60.0), [[1, 2]])
+        session = self.sender.begin(Terms(grant, "own", 0, count, 60.0), [self.receiver.endpoint], [[3, 4]])
         session.push(0, 0, count)
         session.finish(b"")
         self.received["own"].expect(Received, self._transfers)
@@ -134,7 +135,7 @@ def test_kv_crosses_between_two_processes(here: Here) -> None:
         (delivered,) = here.sent[CHILDS].expect(Delivered, timeout_s=60)
         assert delivered.kv_bytes == TOKENS * LAYOUT.bytes_per_token
         assert line(process) == "done"
-    here.receiver.open(9, CHILDS, BLOCKS, 0, TOKENS, 60.0)
+    here.receiver.open(Terms(9, CHILDS, 0, TOKENS, 60.0), [BLOCKS])
     with child("send", here.receiver.endpoint, "done") as process:
         here.received[CHILDS].expect(Received, timeout_s=60)
         assert line(process) == "done"
@@ -159,7 +160,7 @@ def test_a_killed_receiver_fails_the_session_at_once(here: Here, phase: str) -> 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_killed_sender_breaks_the_grant_at_once(here: Here, phase: str) -> None:
-    here.receiver.open(9, CHILDS, BLOCKS, 0, TOKENS, 3600.0)
+    here.receiver.open(Terms(9, CHILDS, 0, TOKENS, 3600.0), [BLOCKS])
     with child("send", here.receiver.endpoint, phase) as process:
         assert line(process) == phase
         here.another_pair_works()
@@ -190,7 +191,7 @@ def test_a_stopped_receiver_costs_the_session_its_lease(here: Here, phase: str) 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_stopped_sender_costs_the_grant_its_lease(here: Here, phase: str) -> None:
-    here.receiver.open(9, CHILDS, BLOCKS, 0, TOKENS, STOPPED_LEASE_S)
+    here.receiver.open(Terms(9, CHILDS, 0, TOKENS, STOPPED_LEASE_S), [BLOCKS])
     with child("send", here.receiver.endpoint, phase) as process:
         with renewed(here.receiver, 9):
             assert line(process) == phase

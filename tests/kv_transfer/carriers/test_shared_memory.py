@@ -40,6 +40,7 @@ from kv_transfer.frames import NOTHING as NOWHERE
 from kv_transfer.frames import PIECE_BYTES, Header, Kind
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
+from kv_transfer.terms import Terms
 from kv_transfer.transport import Buffer, Connection
 from kv_transfer.transports.inproc import InprocTransport
 from kv_transfer.transports.socket_connection import SocketConnection
@@ -272,11 +273,11 @@ def test_a_host_without_memory_to_share_costs_the_connection_and_nothing_else(mo
     with connected(carriers=carriers_for("auto")) as pair:
         with monkeypatch.context() as patched:
             patched.setattr(os, "posix_fallocate", full)
-            pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0)
+            pair.sender.begin(Terms(1, "a", 0, 12, 30.0), [pair.receiver.endpoint], [SOURCE_BLOCKS])
             (failed,) = pair.sent.expect(SendFailed)
         assert "no memory to share" in str(failed.error)
-        pair.receiver.open(2, "b", TARGET_BLOCKS, 0, 12, 30.0)
-        pair.sender.begin("b", 2, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0).push(0, 0, 12)
+        pair.receiver.open(Terms(2, "b", 0, 12, 30.0), [TARGET_BLOCKS])
+        pair.sender.begin(Terms(2, "b", 0, 12, 30.0), [pair.receiver.endpoint], [SOURCE_BLOCKS]).push(0, 0, 12)
         while not (pair.target.pages[0][0][TARGET_BLOCKS] == pair.source.pages[0][0][SOURCE_BLOCKS]).all():
             threading.Event().wait(0.001)
 
@@ -355,8 +356,8 @@ def test_a_pair_on_one_host_takes_shared_memory_and_gives_it_back(caplog: pytest
     caplog.set_level("INFO", "kv_transfer")
     before, open_files = mapped(), psutil.Process().num_fds()
     with connected(carriers=carriers_for("auto")) as pair:
-        pair.receiver.open(1, "a", TARGET_BLOCKS, 0, 12, 30.0)
-        session = pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0)
+        pair.receiver.open(Terms(1, "a", 0, 12, 30.0), [TARGET_BLOCKS])
+        session = pair.sender.begin(Terms(1, "a", 0, 12, 30.0), [pair.receiver.endpoint], [SOURCE_BLOCKS])
         for layer in range(LAYERS):
             session.push(layer, 0, 12)
         session.finish(b"")
@@ -374,8 +375,8 @@ def test_a_pair_that_shares_no_memory_falls_back_and_both_sides_say_why(caplog: 
     caplog.set_level("INFO", "kv_transfer")
     before, open_files = mapped(), psutil.Process().num_fds()
     with connected(carriers=[Elsewhere(), *INLINE], listening_carriers=carriers_for("auto")) as pair:
-        pair.receiver.open(1, "a", TARGET_BLOCKS, 0, 12, 30.0)
-        session = pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0)
+        pair.receiver.open(Terms(1, "a", 0, 12, 30.0), [TARGET_BLOCKS])
+        session = pair.sender.begin(Terms(1, "a", 0, 12, 30.0), [pair.receiver.endpoint], [SOURCE_BLOCKS])
         for layer in range(LAYERS):
             session.push(layer, 0, 12)
         session.finish(b"")
@@ -390,8 +391,8 @@ def test_a_pair_that_shares_no_memory_falls_back_and_both_sides_say_why(caplog: 
 @pytest.mark.parametrize("listening", ["auto", "tcp", "shm"])
 def test_forced_where_it_cannot_be_it_is_refused_by_name(listening: str) -> None:
     with connected(carriers=[Elsewhere()], listening_carriers=carriers_for(listening)) as pair:
-        pair.receiver.open(1, "a", TARGET_BLOCKS, 0, 12, 30.0)
-        pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0)
+        pair.receiver.open(Terms(1, "a", 0, 12, 30.0), [TARGET_BLOCKS])
+        pair.sender.begin(Terms(1, "a", 0, 12, 30.0), [pair.receiver.endpoint], [SOURCE_BLOCKS])
         (failed,) = pair.sent.expect(SendFailed)
         assert isinstance(failed.error, HandshakeRefused)
         assert failed.error.field == "carrier"
@@ -401,7 +402,7 @@ def test_forced_where_it_cannot_be_it_is_refused_by_name(listening: str) -> None
 def test_forced_on_a_system_without_it_it_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create")
     with connected(carriers=carriers_for("shm")) as pair:
-        pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0)
+        pair.sender.begin(Terms(1, "a", 0, 12, 30.0), [pair.receiver.endpoint], [SOURCE_BLOCKS])
         (failed,) = pair.sent.expect(SendFailed)
         assert isinstance(failed.error, HandshakeRefused)
         assert "shm: this system has no sealed memory" in str(failed.error)
@@ -411,8 +412,8 @@ def test_forced_on_a_system_without_it_it_is_refused_by_name(monkeypatch: pytest
 def test_bytes_that_change_on_their_way_are_noticed_before_they_are_stored(at: int) -> None:
     carrier = Watched(lambda number: "damage" if number == at else "")
     with connected(carriers=[carrier]) as pair:
-        pair.receiver.open(1, "a", TARGET_BLOCKS, 0, 12, 30.0)
-        session = pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0)
+        pair.receiver.open(Terms(1, "a", 0, 12, 30.0), [TARGET_BLOCKS])
+        session = pair.sender.begin(Terms(1, "a", 0, 12, 30.0), [pair.receiver.endpoint], [SOURCE_BLOCKS])
         for layer in range(LAYERS):
             session.push(layer, 0, 12)
         session.finish(b"")
@@ -444,8 +445,8 @@ class LyingCarrier(SharedMemoryCarrier):
 
 def test_a_receiver_that_lies_about_what_it_is_done_with_loses_the_connection() -> None:
     with connected(carriers=carriers_for("shm"), listening_carriers=[LyingCarrier()]) as pair:
-        pair.receiver.open(1, "a", TARGET_BLOCKS, 0, 12, 30.0)
-        pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0).push(0, 0, 12)
+        pair.receiver.open(Terms(1, "a", 0, 12, 30.0), [TARGET_BLOCKS])
+        pair.sender.begin(Terms(1, "a", 0, 12, 30.0), [pair.receiver.endpoint], [SOURCE_BLOCKS]).push(0, 0, 12)
         (failed,) = pair.sent.expect(SendFailed)
         assert isinstance(failed.error, CorruptTransfer)
         assert "payloads are done" in str(failed.error)
@@ -466,7 +467,7 @@ def stuck_receiver(wires: InprocTransport, clock: ManualClock) -> Iterator[tuple
     shape = [LayerShape(8, 128, 128)]
     inbox = Inbox()
     with KVReceiver(Store(layout(256, shapes=shape), 32), wires, SECRET, "m", 1, clock, inbox, carriers_for("shm")) as receiver:
-        receiver.open(1, "stuck", range(32), 0, 32 * 256, 1e6)
+        receiver.open(Terms(1, "stuck", 0, 32 * 256, 1e6), [range(32)])
         yield receiver, reached
         go_on.set()
 
@@ -481,14 +482,14 @@ def test_a_receiver_that_hangs_costs_its_own_sessions_and_nobody_elses() -> None
         stuck_receiver(wires, clock) as (receiver, reached),
         KVSender(source, wires, SECRET, "m", 2, clock, sent, [carrier]) as sender,
     ):
-        stuck = sender.begin("stuck", 1, receiver.endpoint, range(32), 0, 32 * 256, 5.0)
+        stuck = sender.begin(Terms(1, "stuck", 0, 32 * 256, 5.0), [receiver.endpoint], [range(32)])
         stuck.push(0, 0, 32 * 256)  # 16 pieces: far more than the ring holds
         assert reached.wait(20)
         (end,) = carrier.ends
         while len(end._accounts._shipped) < SLOTS:  # the ring is full: the link's thread waits in it
             threading.Event().wait(0.001)
-        lively.open(2, "lively", range(32), 0, 32 * 256, 30.0)
-        session = sender.begin("lively", 2, lively.endpoint, range(32), 0, 32 * 256, 30.0)
+        lively.open(Terms(2, "lively", 0, 32 * 256, 30.0), [range(32)])
+        session = sender.begin(Terms(2, "lively", 0, 32 * 256, 30.0), [lively.endpoint], [range(32)])
         session.push(0, 0, 32 * 256)
         session.finish(b"")
         received.expect(Received)
@@ -507,8 +508,8 @@ def test_one_thread_sends_what_no_send_carries() -> None:
     shape = [LayerShape(8, 128, 128)]
     source, target = filled(layout(256, shapes=shape), 32), poisoned(layout(256, shapes=shape), 32)
     with connected(source, target, carriers=carriers_for("shm")) as pair:
-        pair.receiver.open(1, "a", range(32), 0, 32 * 256, 30.0)
-        session = pair.sender.begin("a", 1, pair.receiver.endpoint, range(32), 0, 32 * 256, 30.0)
+        pair.receiver.open(Terms(1, "a", 0, 32 * 256, 30.0), [range(32)])
+        session = pair.sender.begin(Terms(1, "a", 0, 32 * 256, 30.0), [pair.receiver.endpoint], [range(32)])
         session.push(0, 0, 32 * 256)
         session.finish(b"")
         pair.sent.expect(Delivered)
@@ -519,8 +520,8 @@ def test_payloads_that_are_lost_cost_their_sessions_and_no_room_for_good() -> No
     carrier = Watched(lambda number: "lose" if number % 2 else "")
     with connected(carriers=[carrier]) as pair:
         for grant in range(1, 3 * SLOTS):
-            pair.receiver.open(grant, f"a{grant}", TARGET_BLOCKS, 0, 12, 30.0)
-            session = pair.sender.begin(f"a{grant}", grant, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0)
+            pair.receiver.open(Terms(grant, f"a{grant}", 0, 12, 30.0), [TARGET_BLOCKS])
+            session = pair.sender.begin(Terms(grant, f"a{grant}", 0, 12, 30.0), [pair.receiver.endpoint], [SOURCE_BLOCKS])
             for layer in range(LAYERS):
                 session.push(layer, 0, 12)
             session.finish(b"")

@@ -22,6 +22,7 @@ from kv_transfer.carriers.sealed_memory import NAME
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
+from kv_transfer.terms import Terms
 from kv_transfer.transports.tcp import TcpTransport
 from tests.kv_transfer.carriers.pieces import BLOCKS, LEASE_S, TOKENS, large_layout
 from tests.kv_transfer.rig import SECRET, Inbox, filled, poisoned
@@ -95,8 +96,8 @@ class Here:
         """The pair that nobody kills moves a sequence."""
         self._turns += 1
         attempt = f"mine {self._turns}"
-        self.receiver.open(100 + self._turns, attempt, BLOCKS, 0, TOKENS, LEASE_S)
-        session = self.sender.begin(attempt, 100 + self._turns, self.receiver.endpoint, BLOCKS, 0, TOKENS, LEASE_S)
+        self.receiver.open(Terms(100 + self._turns, attempt, 0, TOKENS, LEASE_S), [BLOCKS])
+        session = self.sender.begin(Terms(100 + self._turns, attempt, 0, TOKENS, LEASE_S), [self.receiver.endpoint], [BLOCKS])
         session.push(0, 0, TOKENS)
         session.finish(b"")
         self.received[attempt].expect(Received)
@@ -119,7 +120,7 @@ def nothing_left() -> Iterator[None]:
 def test_kv_crosses_between_two_processes() -> None:
     target, inbox = poisoned(large_layout(), len(BLOCKS)), Inbox()
     with KVReceiver(target, TcpTransport(), SECRET, "model", 1, MonotonicClock(), inbox, carriers_for("shm")) as receiver:
-        receiver.open(9, "killed", BLOCKS, 0, TOKENS, LEASE_S)
+        receiver.open(Terms(9, "killed", 0, TOKENS, LEASE_S), [BLOCKS])
         with child("send", receiver.endpoint, "done") as sender:
             inbox.expect(Received, timeout_s=60)
             assert line(sender) == "done"
@@ -133,7 +134,7 @@ def test_kv_crosses_between_two_processes() -> None:
 def test_a_killed_sender_leaves_nothing_and_breaks_only_its_own_session(phase: str) -> None:
     with Here() as here:
         here.works()
-        here.receiver.open(9, "killed", BLOCKS, 0, TOKENS, 2.0 if phase == "handshake" else LEASE_S)
+        here.receiver.open(Terms(9, "killed", 0, TOKENS, 2.0 if phase == "handshake" else LEASE_S), [BLOCKS])
         with child("send", here.receiver.endpoint, phase) as sender:
             assert line(sender) == phase
             inodes = memories(sender.pid)
@@ -156,7 +157,7 @@ def test_a_killed_sender_leaves_nothing_and_breaks_only_its_own_session(phase: s
 def test_a_killed_receiver_leaves_nothing_and_fails_only_its_own_session(phase: str) -> None:
     with Here() as here, child("receive", phase) as receiver:
         here.works()
-        session = here.sender.begin("killed", 9, line(receiver), BLOCKS, 0, TOKENS, LEASE_S)
+        session = here.sender.begin(Terms(9, "killed", 0, TOKENS, LEASE_S), [line(receiver)], [BLOCKS])
         session.push(0, 0, TOKENS)
         session.finish(b"")
         assert line(receiver) == phase

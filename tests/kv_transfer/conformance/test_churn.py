@@ -13,6 +13,7 @@ from core.layout import LayerShape
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
 from kv_transfer.sessions import SendSession
+from kv_transfer.terms import Terms
 from kv_transfer.transports.fault import Delay, Drop, Duplicate, Fault, FlipBit, Message, Reorder, Truncate
 from tests.kv_transfer.conformance.ways import Way, Wires, over_all_ways, over_quick_ways
 from tests.kv_transfer.rig import layout
@@ -63,9 +64,9 @@ class Churn:
         for turn in range(ATTEMPTS // LANES):
             grant, mark = turn * LANES + lane, 1 + (turn * LANES + lane) % 255
             self.ended[grant] = queue.SimpleQueue()
-            self.receiver.open(grant, f"a{grant}", blocks, 0, TOKENS, 0.2)
+            self.receiver.open(Terms(grant, f"a{grant}", 0, TOKENS, 0.2), [blocks])
             source_blocks = [mark * 3, mark * 3 + 1, mark * 3 + 2]
-            session = self.sender.begin(f"a{grant}", grant, self.receiver.endpoint, source_blocks, 0, TOKENS, 0.2)
+            session = self.sender.begin(Terms(grant, f"a{grant}", 0, TOKENS, 0.2), [self.receiver.endpoint], [source_blocks])
             sending = threading.Thread(target=self._send, args=(session, dice.getrandbits(32)))
             sending.start()
             if dice.random() < 0.4:

@@ -11,6 +11,7 @@ from core.clock import ManualClock, MonotonicClock
 from core.errors import LeaseExpired, TransferAborted
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
+from kv_transfer.terms import Terms
 from kv_transfer.transports.fault import Drop, Fault, Message
 from tests.kv_transfer.conformance.ways import (
     LAYERS,
@@ -128,7 +129,7 @@ def test_a_silent_sender_loses_its_lease_and_hears_of_it(way: Way) -> None:
 @over_all_ways
 def test_leases_are_swept_without_anyone_asking(way: Way) -> None:
     with way.connected(clock=MonotonicClock()) as pair:
-        pair.receiver.open(1, "attempt-1", TARGET_BLOCKS, 0, 12, 0.05)
+        pair.receiver.open(Terms(1, "attempt-1", 0, 12, 0.05), [TARGET_BLOCKS])
         (broken,) = pair.received.expect(Broken)
         assert isinstance(broken.error, LeaseExpired)
 
@@ -185,8 +186,8 @@ def test_a_commit_that_never_comes_fails_the_session_when_its_lease_is_over(way:
 )
 def test_a_call_that_cannot_be_right_fails_its_session_and_nothing_else(way: Way, misuse: object) -> None:
     with way.connected() as pair:
-        pair.receiver.open(1, "a", TARGET_BLOCKS, 0, 12, 30.0)
-        wrong = pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS[:1], 0, 12, 30.0)
+        pair.receiver.open(Terms(1, "a", 0, 12, 30.0), [TARGET_BLOCKS])
+        wrong = pair.sender.begin(Terms(1, "a", 0, 12, 30.0), [pair.receiver.endpoint], [SOURCE_BLOCKS[:1]])
         other = begin(pair, 2)
         misuse(wrong)  # type: ignore[operator]
         pair.sent.expect(SendFailed)
@@ -198,8 +199,8 @@ def test_a_call_that_cannot_be_right_fails_its_session_and_nothing_else(way: Way
 @over_all_ways
 def test_a_store_that_cannot_be_read_fails_its_session_and_nothing_else(way: Way) -> None:
     with way.connected() as pair:
-        pair.receiver.open(1, "a", TARGET_BLOCKS, 0, 4, 30.0)
-        wrong = pair.sender.begin("a", 1, pair.receiver.endpoint, [10_000], 0, 4, 30.0)
+        pair.receiver.open(Terms(1, "a", 0, 4, 30.0), [TARGET_BLOCKS])
+        wrong = pair.sender.begin(Terms(1, "a", 0, 4, 30.0), [pair.receiver.endpoint], [[10_000]])
         wrong.push(0, 0, 4)
         (failed,) = pair.sent.expect(SendFailed)
         assert "10000" in str(failed.error)
@@ -220,9 +221,9 @@ def test_closing_tells_every_session(way: Way) -> None:
         pair.receiver.stop()
         assert {event.grant for event in pair.received.expect(Broken, 2)} == {1, 2}
         with pytest.raises(TransferAborted):
-            pair.sender.begin("b", 3, "somewhere:1", [0], 0, 1, 1.0)
+            pair.sender.begin(Terms(3, "b", 0, 1, 1.0), ["somewhere:1"], [[0]])
         with pytest.raises(TransferAborted):
-            pair.receiver.open(3, "b", [0], 0, 1, 1.0)
+            pair.receiver.open(Terms(3, "b", 0, 1, 1.0), [[0]])
 
 
 @over_all_ways
@@ -266,8 +267,8 @@ def test_an_abort_in_any_phase_is_the_end_on_both_sides(way: Way, phase: str) ->
         session.finish(b"")
         go_on.set()
         pair.receiver.close(1, "so be it")
-        pair.receiver.open(2, "b", TARGET_BLOCKS, 0, 12, 30.0)
-        other = pair.sender.begin("b", 2, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0)
+        pair.receiver.open(Terms(2, "b", 0, 12, 30.0), [TARGET_BLOCKS])
+        other = pair.sender.begin(Terms(2, "b", 0, 12, 30.0), [pair.receiver.endpoint], [SOURCE_BLOCKS])
         push_all(other)
         other.finish(b"")
         pair.sent.expect(Delivered)
@@ -326,11 +327,11 @@ def test_what_was_on_its_way_when_its_blocks_changed_hands_is_not_written(way: W
         assert isinstance(broken.error, LeaseExpired)
         for page in (page for pages in pair.target.pages for page in pages):
             page[:] = 0  # the new owner's
-        pair.receiver.open(2, "new owner", TARGET_BLOCKS, 0, 12, 30.0)
+        pair.receiver.open(Terms(2, "new owner", 0, 12, 30.0), [TARGET_BLOCKS])
         armed.clear()
         go_on.set()
         pair.sent.expect(SendFailed)
-        session = pair.sender.begin("new owner", 2, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 4, 30.0)
+        session = pair.sender.begin(Terms(2, "new owner", 0, 4, 30.0), [pair.receiver.endpoint], [SOURCE_BLOCKS])
         session.push(0, 0, 4)
         pair.sent.expect(SendFailed, 2)  # of other tokens: refused, and by then the late frame has been read
         assert not any(page.any() for pages in pair.target.pages for page in pages)

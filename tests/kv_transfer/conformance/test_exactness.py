@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from core.layout import KVLayout, LayerShape, Shard, Span
 from kv_transfer.byte_store import ByteStore
 from kv_transfer.events import Delivered, Received, SendFailed
+from kv_transfer.terms import Terms
 from kv_transfer.transports.fault import Fault, Message
 from tests.kv_transfer.conformance.ways import (
     LAYERS,
@@ -49,8 +50,8 @@ def test_what_arrives_is_what_was_sent_whatever_the_block_sizes_and_the_order(
     pushes = [(layer, low, high - low) for layer in range(LAYERS) for low, high in pairwise(edges)]
     dice.shuffle(pushes)
     with way.connected(source, target) as pair:
-        pair.receiver.open(1, "a", target_blocks, first, stop, 30.0)
-        session = pair.sender.begin("a", 1, pair.receiver.endpoint, source_blocks, first, stop, 30.0)
+        pair.receiver.open(Terms(1, "a", first, stop, 30.0), [target_blocks])
+        session = pair.sender.begin(Terms(1, "a", first, stop, 30.0), [pair.receiver.endpoint], [source_blocks])
         for push in pushes:
             session.push(*push)
         session.finish(b"first token")
@@ -65,8 +66,8 @@ def test_what_arrives_is_what_was_sent_whatever_the_block_sizes_and_the_order(
 @over_all_ways
 def test_a_session_that_begins_after_everything_is_computed_catches_up(way: Way) -> None:
     with way.connected() as pair:
-        pair.receiver.open(1, "attempt-1", TARGET_BLOCKS, 5, 12, 30.0)
-        session = pair.sender.begin("attempt-1", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 5, 12, 30.0)
+        pair.receiver.open(Terms(1, "attempt-1", 5, 12, 30.0), [TARGET_BLOCKS])
+        session = pair.sender.begin(Terms(1, "attempt-1", 5, 12, 30.0), [pair.receiver.endpoint], [SOURCE_BLOCKS])
         for layer in range(LAYERS):
             session.push(layer, 0, 8)  # what had been computed before
         for layer in range(LAYERS):
@@ -80,8 +81,8 @@ def test_a_session_that_begins_after_everything_is_computed_catches_up(way: Way)
 def test_blocks_may_be_given_as_they_are_allocated(way: Way) -> None:
     blocks: list[int] = []
     with way.connected() as pair:
-        pair.receiver.open(1, "attempt-1", TARGET_BLOCKS, 0, 12, 30.0)
-        session = pair.sender.begin("attempt-1", 1, pair.receiver.endpoint, blocks, 0, 12, 30.0)
+        pair.receiver.open(Terms(1, "attempt-1", 0, 12, 30.0), [TARGET_BLOCKS])
+        session = pair.sender.begin(Terms(1, "attempt-1", 0, 12, 30.0), [pair.receiver.endpoint], [blocks])
         for chunk, block in enumerate(SOURCE_BLOCKS):
             blocks.append(block)
             for layer in range(LAYERS):
@@ -97,8 +98,10 @@ def test_many_sessions_share_a_connection_and_all_arrive(way: Way) -> None:
     with way.connected(source, target) as pair:
         for grant in range(40):
             first = grant % 5
-            pair.receiver.open(grant, f"a{grant}", range(grant * 3, grant * 3 + 3), first, 8, 30.0)
-            session = pair.sender.begin(f"a{grant}", grant, pair.receiver.endpoint, [2 * grant, 2 * grant + 1], first, 8, 30.0)
+            pair.receiver.open(Terms(grant, f"a{grant}", first, 8, 30.0), [range(grant * 3, grant * 3 + 3)])
+            session = pair.sender.begin(
+                Terms(grant, f"a{grant}", first, 8, 30.0), [pair.receiver.endpoint], [[2 * grant, 2 * grant + 1]]
+            )
             push_all(session, 8)
             session.finish(str(grant).encode())
         for received in pair.received.expect(Received, 40):
@@ -126,8 +129,8 @@ def test_a_short_session_is_not_stuck_behind_a_long_one(way: Way) -> None:
     with way.connected(source, target, plan) as pair:
         sessions = []
         for grant, blocks in ((1, range(64)), (2, [64])):
-            pair.receiver.open(grant, f"a{grant}", blocks, 0, len(blocks) * 256, 30.0)
-            session = pair.sender.begin(f"a{grant}", grant, pair.receiver.endpoint, blocks, 0, len(blocks) * 256, 30.0)
+            pair.receiver.open(Terms(grant, f"a{grant}", 0, len(blocks) * 256, 30.0), [blocks])
+            session = pair.sender.begin(Terms(grant, f"a{grant}", 0, len(blocks) * 256, 30.0), [pair.receiver.endpoint], [blocks])
             session.push(0, 0, len(blocks) * 256)
             session.finish(b"")
             sessions.append(session)
@@ -145,8 +148,8 @@ def test_a_windowed_grant_moves_only_what_each_layer_still_sees(way: Way, first:
     wanted = [range(first, stop), range(min(max(first, stop - 3), stop), stop), range(first, stop)]
     target_blocks = [30, 4, 2, 7]
     with way.connected(source, target) as pair:
-        pair.receiver.open(1, "a", target_blocks, first, stop, 30.0, windowed=True)
-        session = pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, first, stop, 30.0, windowed=True)
+        pair.receiver.open(Terms(1, "a", first, stop, 30.0, windowed=True), [target_blocks])
+        session = pair.sender.begin(Terms(1, "a", first, stop, 30.0, windowed=True), [pair.receiver.endpoint], [SOURCE_BLOCKS])
         push_all(session, stop)
         session.finish(b"")
         (received,), _ = pair.received.expect(Received), pair.sent.expect(Delivered)
@@ -163,8 +166,8 @@ def test_a_windowed_grant_moves_only_what_each_layer_still_sees(way: Way, first:
 @over_all_ways
 def test_sides_that_disagree_about_windows_do_not_exchange_a_byte(way: Way) -> None:
     with way.connected() as pair:
-        pair.receiver.open(1, "a", TARGET_BLOCKS, 0, 12, 30.0)
-        push_all(pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0, windowed=True))
+        pair.receiver.open(Terms(1, "a", 0, 12, 30.0), [TARGET_BLOCKS])
+        push_all(pair.sender.begin(Terms(1, "a", 0, 12, 30.0, windowed=True), [pair.receiver.endpoint], [SOURCE_BLOCKS]))
         (failed,) = pair.sent.expect(SendFailed)
         assert "not for this attempt" in str(failed.error)
         assert untouched_outside(pair.target, TARGET_BLOCKS, 0, 0)
@@ -177,8 +180,8 @@ def test_ranks_that_hold_the_same_part_exchange_it(way: Way) -> None:
     parts = [KVLayout(model=model, shard=Shard(Span(1, 3), Span(1, 2)), block_size=size) for size in (4, 5)]
     source, target = filled(parts[0]), poisoned(parts[1])
     with way.connected(source, target) as pair:
-        pair.receiver.open(1, "a", TARGET_BLOCKS, 2, 12, 30.0)
-        session = pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 2, 12, 30.0)
+        pair.receiver.open(Terms(1, "a", 2, 12, 30.0), [TARGET_BLOCKS])
+        session = pair.sender.begin(Terms(1, "a", 2, 12, 30.0), [pair.receiver.endpoint], [SOURCE_BLOCKS])
         for layer in (1, 2):
             session.push(layer, 0, 12)
         session.finish(b"")

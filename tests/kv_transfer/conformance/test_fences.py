@@ -11,6 +11,7 @@ from kv_transfer.byte_store import ByteStore
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
 from kv_transfer.sessions import SendSession
 from kv_transfer.store import Fence
+from kv_transfer.terms import Terms
 from tests.kv_transfer.conformance.ways import LAYERS, Way, over_all_ways
 from tests.kv_transfer.rig import Pair, layout
 
@@ -64,8 +65,8 @@ def fenced(way: Way) -> Iterator[tuple[FencedStore, Pair, SendSession]]:
     """A session that has begun on a store whose fences are closed."""
     store = FencedStore()
     with way.connected(store) as pair:
-        pair.receiver.open(1, "a", [1, 2], 0, STOP, 60.0)
-        yield store, pair, pair.sender.begin("a", 1, pair.receiver.endpoint, [4, 2], 0, STOP, 60.0)
+        pair.receiver.open(Terms(1, "a", 0, STOP, 60.0), [[1, 2]])
+        yield store, pair, pair.sender.begin(Terms(1, "a", 0, STOP, 60.0), [pair.receiver.endpoint], [[4, 2]])
 
 
 @over_all_ways
@@ -84,8 +85,8 @@ def test_a_session_whose_fence_is_closed_holds_up_no_other(way: Way) -> None:
         send_all(behind)
         assert store.asked.wait(20)
         for grant in range(2, 12):
-            pair.receiver.open(grant, f"a{grant}", [5, 6], 0, STOP, 60.0)
-            session = pair.sender.begin(f"a{grant}", grant, pair.receiver.endpoint, [4, 2], 0, STOP, 60.0)
+            pair.receiver.open(Terms(grant, f"a{grant}", 0, STOP, 60.0), [[5, 6]])
+            session = pair.sender.begin(Terms(grant, f"a{grant}", 0, STOP, 60.0), [pair.receiver.endpoint], [[4, 2]])
             seen = len(store.fences)
             send_all(session)
             for fence in store.fences[seen:]:
@@ -126,8 +127,8 @@ def test_abort_does_not_wait_for_a_fence_and_what_waits_there_is_not_read(way: W
 def test_waiting_for_the_device_costs_no_lease(way: Way) -> None:
     clock, store = ManualClock(), FencedStore()
     with way.connected(store, clock=clock) as pair:
-        pair.receiver.open(1, "a", [1, 2], 0, STOP, 5.0)
-        session = pair.sender.begin("a", 1, pair.receiver.endpoint, [4, 2], 0, STOP, 5.0)
+        pair.receiver.open(Terms(1, "a", 0, STOP, 5.0), [[1, 2]])
+        session = pair.sender.begin(Terms(1, "a", 0, STOP, 5.0), [pair.receiver.endpoint], [[4, 2]])
         send_all(session)
         while store.fences[-1].asks < 10:  # until BEGIN has left, and nothing else can
             threading.Event().wait(0.001)
@@ -147,9 +148,9 @@ def test_a_fence_that_fails_ends_its_session_and_no_other(way: Way) -> None:
             fence.broken = RuntimeError("device lost")
         assert "device lost" in str(pair.sent.expect(SendFailed)[0].error)
         pair.received.expect(Broken)
-        pair.receiver.open(2, "b", [1, 2], 0, STOP, 60.0)
+        pair.receiver.open(Terms(2, "b", 0, STOP, 60.0), [[1, 2]])
         seen = len(store.fences)
-        session = pair.sender.begin("b", 2, pair.receiver.endpoint, [4, 2], 0, STOP, 60.0)
+        session = pair.sender.begin(Terms(2, "b", 0, STOP, 60.0), [pair.receiver.endpoint], [[4, 2]])
         send_all(session)
         for fence in store.fences[seen:]:
             fence.open = True

@@ -14,6 +14,7 @@ from kv_transfer.byte_store import ByteStore
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sessions import Sender, SendSession
+from kv_transfer.terms import Terms
 from tests.kv_transfer.conformance.ways import (
     SOURCE_BLOCKS,
     TARGET_BLOCKS,
@@ -27,16 +28,16 @@ from tests.kv_transfer.rig import SECRET, Inbox, filled, layout, poisoned, seque
 @over_all_ways
 def test_another_incarnation_at_the_endpoint_is_refused_by_name(way: Way) -> None:
     with way.connected() as pair:
-        pair.receiver.open(1, "a", TARGET_BLOCKS, 0, 12, 30.0)
-        pair.sender.begin("a", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0, incarnation=9)
+        pair.receiver.open(Terms(1, "a", 0, 12, 30.0), [TARGET_BLOCKS])
+        pair.sender.begin(Terms(1, "a", 0, 12, 30.0), [pair.receiver.endpoint], [SOURCE_BLOCKS], 9)
         (failed,) = pair.sent.expect(SendFailed)
         assert isinstance(failed.error, HandshakeRefused)
         assert failed.error.field == "incarnation"
 
 
 def start(sender: Sender, receiver: KVReceiver, grant: int, incarnation: int | None = None) -> SendSession:
-    receiver.open(grant, f"a{grant}", TARGET_BLOCKS, 0, 12, 30.0)
-    session = sender.begin(f"a{grant}", grant, receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0, incarnation)
+    receiver.open(Terms(grant, f"a{grant}", 0, 12, 30.0), [TARGET_BLOCKS])
+    session = sender.begin(Terms(grant, f"a{grant}", 0, 12, 30.0), [receiver.endpoint], [SOURCE_BLOCKS], incarnation)
     push_all(session)
     session.finish(b"")
     return session
@@ -74,8 +75,8 @@ def test_a_receiver_that_stops_in_mid_session_fails_it_and_no_other_receivers(wa
     wires, inbox, sent = way.wires(), Inbox(), Inbox()
     dying, living = wires.receiver(poisoned(layout()), inbox), wires.receiver(poisoned(layout()), inbox)
     with living, wires.sender(filled(layout()), sent) as sender:
-        dying.open(1, "dying", TARGET_BLOCKS, 0, 12, 30.0)
-        session = sender.begin("dying", 1, dying.endpoint, SOURCE_BLOCKS, 0, 12, 30.0)
+        dying.open(Terms(1, "dying", 0, 12, 30.0), [TARGET_BLOCKS])
+        session = sender.begin(Terms(1, "dying", 0, 12, 30.0), [dying.endpoint], [SOURCE_BLOCKS])
         session.push(0, 0, 12)
         dying.stop()
         (broken,) = inbox.expect(Broken)
@@ -91,8 +92,8 @@ def test_a_sender_that_dies_breaks_its_sessions_at_once_and_nobody_elses(way: Wa
     wires, inbox, sent = way.wires(), Inbox(), Inbox()
     with wires.receiver(poisoned(layout()), inbox) as receiver, wires.sender(filled(layout()), sent) as living:
         with wires.sender(filled(layout()), Inbox()) as dying:
-            receiver.open(1, "dying", [20, 21, 22], 0, 12, 3600.0)
-            dying.begin("dying", 1, receiver.endpoint, SOURCE_BLOCKS, 0, 12, 3600.0).push(0, 0, 12)
+            receiver.open(Terms(1, "dying", 0, 12, 3600.0), [[20, 21, 22]])
+            dying.begin(Terms(1, "dying", 0, 12, 3600.0), [receiver.endpoint], [SOURCE_BLOCKS]).push(0, 0, 12)
             while dying.sweep() is not None:  # until that has left
                 time.sleep(0.001)
             start(living, receiver, 2)
@@ -123,8 +124,8 @@ def test_a_receiver_that_hangs_holds_up_no_other_and_loses_its_sessions_at_their
         wires.receiver(target, inbox) as living,
         wires.sender(source := filled(layout()), sent) as sender,
     ):
-        hung.open(1, "hung", TARGET_BLOCKS, 0, 12, 30.0)
-        session = sender.begin("hung", 1, hung.endpoint, SOURCE_BLOCKS, 0, 12, 5.0)
+        hung.open(Terms(1, "hung", 0, 12, 30.0), [TARGET_BLOCKS])
+        session = sender.begin(Terms(1, "hung", 0, 12, 5.0), [hung.endpoint], [SOURCE_BLOCKS])
         push_all(session)
         session.finish(b"")
         assert hanging.wait(20)
@@ -155,7 +156,7 @@ def test_an_endpoint_where_nobody_listens_fails_the_session_and_no_other(way: Wa
     with wires.receiver(poisoned(layout()), inbox) as gone:
         endpoint = gone.endpoint
     with wires.receiver(poisoned(layout()), inbox) as receiver, wires.sender(filled(layout()), sent) as sender:
-        sender.begin("a", 1, endpoint, SOURCE_BLOCKS, 0, 12, 30.0)
+        sender.begin(Terms(1, "a", 0, 12, 30.0), [endpoint], [SOURCE_BLOCKS])
         (failed,) = sent.expect(SendFailed)
         assert isinstance(failed.error, TransferError)
         start(sender, receiver, 2)
@@ -166,10 +167,10 @@ def test_an_endpoint_where_nobody_listens_fails_the_session_and_no_other(way: Wa
 def test_a_grant_of_an_earlier_time_is_refused_and_its_number_stays_good(way: Way) -> None:
     """The sender acts on a grant that was closed and given anew, to another attempt."""
     with way.connected() as pair:
-        pair.receiver.open(1, "old", TARGET_BLOCKS, 0, 12, 30.0)
+        pair.receiver.open(Terms(1, "old", 0, 12, 30.0), [TARGET_BLOCKS])
         pair.receiver.close(1, "taken back")
-        pair.receiver.open(1, "new", TARGET_BLOCKS, 0, 12, 30.0)
-        stale = pair.sender.begin("old", 1, pair.receiver.endpoint, SOURCE_BLOCKS, 0, 12, 30.0)
+        pair.receiver.open(Terms(1, "new", 0, 12, 30.0), [TARGET_BLOCKS])
+        stale = pair.sender.begin(Terms(1, "old", 0, 12, 30.0), [pair.receiver.endpoint], [SOURCE_BLOCKS])
         push_all(stale)
         (failed,) = pair.sent.expect(SendFailed)
         assert isinstance(failed.error, TransferAborted)

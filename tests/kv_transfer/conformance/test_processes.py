@@ -18,6 +18,7 @@ from kv_transfer.carriers import carriers_for
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
+from kv_transfer.terms import Terms
 from kv_transfer.transports.tcp import TcpTransport
 from tests.kv_transfer.conformance.ways import over_all_transports
 from tests.kv_transfer.rig import POISON, SECRET, Inbox, filled, layout, poisoned, sequence_bytes, untouched_outside
@@ -28,13 +29,14 @@ import sys
 from core.clock import MonotonicClock
 from kv_transfer.carriers import carriers_for
 from kv_transfer.sender import KVSender
+from kv_transfer.terms import Terms
 from kv_transfer.transports.tcp import TcpTransport
 from tests.kv_transfer.rig import SECRET, Inbox, filled, layout
 from kv_transfer.events import Delivered, SendFailed
 
 inbox, carriers = Inbox(), carriers_for(sys.argv[2])
 with KVSender(filled(layout(5)), TcpTransport(), SECRET, "model", 3, MonotonicClock(), inbox, carriers) as sender:
-    session = sender.begin("attempt", 9, sys.argv[1], [3, 7, 1], 2, 15, 20.0, 1)
+    session = sender.begin(Terms(9, "attempt", 2, 15, 20.0), [sys.argv[1]], [[3, 7, 1]], 1)
     session.push(2, 0, 15)
     session.push(0, 0, 15)
     print("pushed", flush=True)
@@ -59,7 +61,7 @@ def spawn(endpoint: str, transport: str) -> subprocess.Popen[str]:
 def test_kv_crosses_between_two_processes(transport: str) -> None:
     target, inbox = poisoned(layout(16)), Inbox()
     with KVReceiver(target, TcpTransport(), SECRET, "model", 1, MonotonicClock(), inbox, carriers_for(transport)) as receiver:
-        receiver.open(9, "attempt", [21], 2, 15, 20.0)
+        receiver.open(Terms(9, "attempt", 2, 15, 20.0), [[21]])
         with spawn(receiver.endpoint, transport) as child:
             out, _ = child.communicate("finish\n", timeout=60)
         (received,) = inbox.expect(Received)
@@ -82,7 +84,7 @@ def test_a_killed_sender_breaks_its_session_at_once_not_at_the_end_of_its_lease(
     with KVReceiver(
         Store(layout(16), 32), TcpTransport(), SECRET, "model", 1, MonotonicClock(), inbox, carriers_for(transport)
     ) as receiver:
-        receiver.open(9, "attempt", [21], 2, 15, 3600.0)
+        receiver.open(Terms(9, "attempt", 2, 15, 3600.0), [[21]])
         with spawn(receiver.endpoint, transport) as child:
             assert stored.wait(60)
             child.send_signal(signal.SIGKILL)
@@ -97,7 +99,7 @@ def test_a_stopped_sender_loses_its_lease_and_what_it_sends_when_it_wakes_is_not
     write, clock = target.write, ManualClock()
     target.write = lambda *args: (write(*args), stored.set())[0]  # type: ignore[method-assign]
     with KVReceiver(target, TcpTransport(), SECRET, "model", 1, clock, inbox, carriers_for(transport)) as receiver:
-        receiver.open(9, "attempt", [21], 2, 15, 5.0)
+        receiver.open(Terms(9, "attempt", 2, 15, 5.0), [[21]])
         with spawn(receiver.endpoint, transport) as child:
             assert child.stdout is not None
             assert child.stdout.readline() == "pushed\n"
@@ -125,13 +127,13 @@ def test_no_thread_or_descriptor_is_left_after_many_lives(transport: str) -> Non
         receiver = KVReceiver(target, TcpTransport(), SECRET, "model", life, MonotonicClock(), received, carriers)
         sender = KVSender(source, TcpTransport(), SECRET, "model", life, MonotonicClock(), sent, carriers)
         for grant in range(3):
-            receiver.open(grant, f"a{grant}", [1, 2], 0, 8, 20.0)
-            session = sender.begin(f"a{grant}", grant, receiver.endpoint, [3, 4], 0, 8, 20.0)
+            receiver.open(Terms(grant, f"a{grant}", 0, 8, 20.0), [[1, 2]])
+            session = sender.begin(Terms(grant, f"a{grant}", 0, 8, 20.0), [receiver.endpoint], [[3, 4]])
             for layer in range(3):
                 session.push(layer, 0, 8)
             if grant:
                 session.finish(b"")
-        dead = sender.begin("dead", 9, "127.0.0.1:1", [0], 0, 1, 20.0)
+        dead = sender.begin(Terms(9, "dead", 0, 1, 20.0), ["127.0.0.1:1"], [[0]])
         dead.push(0, 0, 1)
         sent.expect(Delivered, 2)
         sent.expect(SendFailed)

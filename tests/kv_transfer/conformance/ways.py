@@ -25,6 +25,7 @@ from kv_transfer.events import OnReceiverEvent, OnSenderEvent
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 from kv_transfer.sessions import SendSession
+from kv_transfer.terms import Terms
 from kv_transfer.transport import Transport
 from kv_transfer.transports.fault import Fault, FaultPlan, FaultTransport, Message
 from kv_transfer.transports.inproc import InprocTransport
@@ -117,8 +118,8 @@ over_quick_ways = pytest.mark.parametrize("way", QUICK, ids=[way.name for way in
 
 
 def begin(pair: Pair, grant: int = 1, first: int = 0, stop: int = 12, lease_s: float = 30.0) -> SendSession:
-    pair.receiver.open(grant, f"attempt-{grant}", TARGET_BLOCKS, first, stop, lease_s)
-    return pair.sender.begin(f"attempt-{grant}", grant, pair.receiver.endpoint, SOURCE_BLOCKS, first, stop, lease_s)
+    pair.receiver.open(Terms(grant, f"attempt-{grant}", first, stop, lease_s), [TARGET_BLOCKS])
+    return pair.sender.begin(Terms(grant, f"attempt-{grant}", first, stop, lease_s), [pair.receiver.endpoint], [SOURCE_BLOCKS])
 
 
 def push_all(session: SendSession, stop: int = 12) -> None:

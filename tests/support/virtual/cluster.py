@@ -14,7 +14,7 @@ from router.least_ttft import LeastTTFT
 from router.policy import RoutingPolicy
 from tests.support.virtual.fabric import Fabric
 from tests.support.virtual.gateway import Stream, VirtualGateway
-from tests.support.virtual.instance import LAYOUT, VOCAB, VirtualInstance
+from tests.support.virtual.instance import VOCAB, VirtualInstance
 from tests.support.virtual.post import Post
 from tests.support.virtual.timeline import Timeline
 
@@ -83,7 +83,7 @@ class VirtualCluster:
     @property
     def bytes_per_token(self) -> int:
         """Of KV."""
-        return LAYOUT.bytes_per_token
+        return next(iter(self.instances.values())).engine.layout.bytes_per_token
 
     @property
     def streams(self) -> list[Stream]:

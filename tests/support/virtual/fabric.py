@@ -5,17 +5,17 @@ A sender has one link, shared by its sessions. A receiver that was stopped takes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import xxhash
 
 from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, TransferError
+from core.groups import Tables
 from kv_transfer.events import Delivered, OnReceiverEvent, OnSenderEvent, SendFailed
 from kv_transfer.frames import HEADER_BYTES, Begin, Finish, Header, Kind, check_payload, parse_header, unpack_body
 from kv_transfer.grants import GrantTable
 from kv_transfer.inbound import GrantEnded
 from kv_transfer.outbound import Outbound
 from kv_transfer.store import KVStore
+from kv_transfer.terms import Terms, check_endpoints, check_kept
 from tests.support.virtual.timeline import Timeline
 
 SEED = 7
@@ -38,6 +38,8 @@ class VirtualReceiver:
     def __init__(self, fabric: Fabric, endpoint: str, store: KVStore, on_event: OnReceiverEvent) -> None:
         self.endpoint = endpoint
         self._fabric = fabric
+        self._layout = store.layout
+        self._terms: dict[int, Terms] = {}
         self.table = GrantTable(store, fabric.timeline, on_event)
         fabric.receivers[endpoint] = self
 
@@ -45,18 +47,10 @@ class VirtualReceiver:
     def open_grants(self) -> int:
         return len(self.table)
 
-    def open(
-        self,
-        grant: int,
-        attempt: str,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        lease_s: float,
-        windowed: bool = False,
-    ) -> None:
-        self.table.open(grant, attempt, blocks, first_token, num_tokens, lease_s, windowed)
-        self._watch(lease_s)
+    def open(self, terms: Terms, tables: Tables) -> None:
+        self.table.open(terms, tables)
+        self._terms[terms.grant] = terms
+        self._watch(terms.lease_s)
 
     def renew(self, grant: int) -> bool:
         return self.table.renew(grant)
@@ -99,10 +93,15 @@ class VirtualReceiver:
             found.write(header, packed, payload)
         elif header.kind is Kind.FINISH:
             received, commit = found.finish(header, packed, unpack_body(payload, Finish))
+            assert received.kv_bytes == self._needed_bytes(header.grant)
             session.committed_later(commit.digest)
             self.table.commit(received)
         else:
             raise TransferAborted("the peer gave up")
+
+    def _needed_bytes(self, grant: int) -> int:
+        regions = self._terms[grant].needed(self._layout)
+        return sum(each.tokens.size * self._layout.layer_bytes_per_token(each.layers.start) for each in regions)
 
     def _watch(self, delay_s: float) -> None:
         def look() -> None:
@@ -124,25 +123,17 @@ class VirtualSender:
         self._free_s = 0.0
         self._sessions: list[VirtualSession] = []
 
-    def begin(
-        self,
-        attempt: str,
-        grant: int,
-        endpoint: str,
-        blocks: Sequence[int],
-        first_token: int,
-        num_tokens: int,
-        lease_s: float,
-        incarnation: int | None = None,
-        windowed: bool = False,
-    ) -> VirtualSession:
+    def begin(self, terms: Terms, endpoints: tuple[str, ...], tables: Tables, incarnation: int | None = None) -> VirtualSession:
         if self.closed:
             raise TransferAborted("the sender is closed")
-        session = VirtualSession(self, attempt, grant, endpoint, lease_s)
+        session = VirtualSession(self, terms)
         self._sessions = [other for other in self._sessions if not other.ended]
         self._sessions.append(session)
         try:
-            session.outbound = Outbound(self.store.layout, attempt, grant, blocks, first_token, num_tokens, windowed)
+            terms.check()
+            session.endpoint = check_endpoints(endpoints)
+            check_kept(self.store.groups, terms)
+            session.outbound = Outbound(self.store.layout, self.store.groups, terms, tables)
         except ValueError as error:
             message = str(error)
             self.fabric.timeline.after(0.0, lambda: session.fail(TransferError(message)))
@@ -174,14 +165,14 @@ class WayBack:
 class VirtualSession:
     """A `kv_transfer.sessions.SendSession`."""
 
-    def __init__(self, sender: VirtualSender, attempt: str, grant: int, endpoint: str, lease_s: float) -> None:
-        self.attempt = attempt
-        self.grant = grant
+    def __init__(self, sender: VirtualSender, terms: Terms) -> None:
+        self.attempt = terms.attempt
+        self.grant = terms.grant
         self.ended = False
+        self.endpoint = ""
         self.outbound: Outbound | None = None
         self._sender = sender
-        self._endpoint = endpoint
-        self._lease_s = lease_s
+        self._lease_s = terms.lease_s
         self._began_s = sender.fabric.timeline.now()
         self.way = WayBack(self)
 
@@ -209,7 +200,7 @@ class VirtualSession:
             self._carry(begin[:HEADER_BYTES], begin[HEADER_BYTES:])
         while not self.ended and (piece := outbound.take_piece()) is not None:
             payload = bytearray(piece.count * sender.store.layout.layer_bytes_per_token(piece.layer))
-            sender.store.read(piece.layer, outbound.blocks, piece.start, piece.count, memoryview(payload))
+            sender.store.read(piece.layer, outbound.blocks(piece.layer), piece.start, piece.count, memoryview(payload))
             digest = xxhash.xxh3_64_intdigest(payload, SEED)
             self._carry(outbound.stamp_piece(piece, len(payload), digest, SEED), bytes(payload))
             sender.fabric.kv_bytes += len(payload)
@@ -253,9 +244,9 @@ class VirtualSession:
 
     def _carry(self, packed: bytes, payload: bytes) -> None:
         def arrive() -> None:
-            receiver = self._sender.fabric.receivers.get(self._endpoint)
+            receiver = self._sender.fabric.receivers.get(self.endpoint)
             if receiver is None:
-                self.fail(TransferError(f"nobody listens on {self._endpoint}"))
+                self.fail(TransferError(f"nobody listens on {self.endpoint}"))
             else:
                 receiver.take(self, packed, payload)
 
@@ -263,7 +254,7 @@ class VirtualSession:
 
     def _send_abort(self) -> None:
         def arrive() -> None:
-            receiver = self._sender.fabric.receivers.get(self._endpoint)
+            receiver = self._sender.fabric.receivers.get(self.endpoint)
             found = None if receiver is None else receiver.table.get(self.grant)
             if receiver is not None and found is not None and found.belongs_to(self.way):
                 receiver.table.fail(found, TransferAborted("the peer gave up"))

@@ -48,6 +48,7 @@ class VirtualInstance:
         steps_ahead: int = 1,
         cost: CostModel = COST,
         max_model_len: int = 4096,
+        layout: KVLayout = LAYOUT,
         **engine: object,
     ) -> None:
         self.address = Address(name, incarnation, f"virtual://{name}/{incarnation}")
@@ -56,9 +57,9 @@ class VirtualInstance:
         self._gateways = tuple(gateways)
         self._cost = cost
         self._config = EngineConfig.model_validate({"max_num_batched_tokens": 512, "max_num_seqs": 64, **engine})
-        self._runner = _Device(self, num_blocks, max_model_len, cost, timeline, steps_ahead)
+        self._runner = _Device(self, layout, num_blocks, max_model_len, cost, timeline, steps_ahead)
         self.engine = Engine(self._runner, self._config, timeline)
-        store = ByteStore(LAYOUT, num_blocks)
+        store = ByteStore(layout, num_blocks)
         self._mailbox = post.open(self.address.mailbox)
         self._peers = post.peers(self.address.mailbox)
         self._dice = random.Random(f"{name}/{incarnation}")
@@ -138,7 +139,7 @@ class VirtualInstance:
             accelerator="CPU",
             model="model",
             fingerprint="virtual",
-            layout=LAYOUT,
+            layout=self._runner.layout,
             total_blocks=self._runner.num_blocks,
             max_model_len=self._runner.max_model_len,
             max_num_seqs=self._config.max_num_seqs,
@@ -155,9 +156,16 @@ class _Device(SimulatedRunner):
     """Says when each step will be over."""
 
     def __init__(
-        self, owner: VirtualInstance, num_blocks: int, max_model_len: int, cost: CostModel, timeline: Timeline, steps_ahead: int
+        self,
+        owner: VirtualInstance,
+        layout: KVLayout,
+        num_blocks: int,
+        max_model_len: int,
+        cost: CostModel,
+        timeline: Timeline,
+        steps_ahead: int,
     ) -> None:
-        super().__init__(LAYOUT, num_blocks, max_model_len, VOCAB, cost, _nobody_sleeps, clock=timeline, steps_ahead=steps_ahead)
+        super().__init__(layout, num_blocks, max_model_len, VOCAB, cost, _nobody_sleeps, clock=timeline, steps_ahead=steps_ahead)
         self._owner = owner
 
     def launch(self, plan: StepPlan, on_layer: LayerListener | None = None) -> SimulatedStep:

@@ -1,0 +1,255 @@
+"""Sliding windows: which blocks a sequence has at any time, who can reuse what they left, and that there are always enough."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.clock import ManualClock
+from core.config import EngineConfig
+from core.cost import CostModel
+from core.errors import ContextLengthExceeded
+from core.groups import NO_BLOCK, LayerGroup, LayerGroups
+from core.sampling import SamplingParams
+from engine.block_manager import BlockManager
+from engine.engine import Engine
+from engine.room import Room
+from engine.sequence import Sequence, Status
+from engine.windows import Windows
+from tests.support.engines import KVCheckingRunner, run_alone, sequence
+from tests.support.engines import Windows as LayerWindows
+
+SIZE = 4
+STEP = CostModel(step_s=1.0, prefill_token_s=0, attention_s=0, decode_sequence_s=0, decode_context_s=0)
+LONG = [number % 40 for number in range(64)]
+
+
+def engine(num_blocks: int, windows: LayerWindows, *, chunk: int = 8, steps_ahead: int = 0, prefix_cache: bool = True) -> Engine:
+    clock = ManualClock()
+    runner = KVCheckingRunner(num_blocks, SIZE, 0.0, steps_ahead, STEP, clock, windows)
+    config = EngineConfig(max_num_batched_tokens=chunk, headroom_tokens=0, prefix_cache=prefix_cache)
+    return Engine(runner, config, clock)
+
+
+def finish(it: Engine) -> None:
+    while it.has_work:
+        assert it.step().failed == ()
+    assert it.invariants() == []
+    assert isinstance(it._runner, KVCheckingRunner)
+    assert it._runner.wrong == []
+
+
+def kept(made: Sequence, group: int) -> int:
+    return len(made.tables[group]) - made.tables[group].count(NO_BLOCK)
+
+
+def manager(num_blocks: int, *windows: int | None, chunk: int = 8, steps_ahead: int = 0) -> BlockManager:
+    groups = LayerGroups(tuple(LayerGroup((layer,), window) for layer, window in enumerate(windows)))
+    return BlockManager(num_blocks, SIZE, True, Windows(groups, SIZE, chunk, steps_ahead))
+
+
+def computed(blocks: BlockManager, name: str, tokens: list[int], **options: object) -> Sequence:
+    """Read in chunks of 8."""
+    made = sequence(name, tokens, 1, **options)  # type: ignore[arg-type]
+    assert blocks.allocate(made)
+    while made.computed_tokens < len(tokens):
+        first, end = made.computed_tokens, min(made.computed_tokens + 8, len(tokens))
+        blocks.advance(made, end)
+        made.computed_tokens = made.launched_tokens = end
+        blocks.register(made, first)
+    return made
+
+
+# --- how many -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps_ahead", "reading", "decoding"),
+    # Tokens under way see 7 before the oldest of them; with 8 a step that is a range of 15, 23, 31, which begins anywhere.
+    [(0, 4, 3), (1, 6, 3), (2, 8, 4)],
+)
+def test_a_long_sequence_has_no_more_blocks_than_its_window_spans(steps_ahead: int, reading: int, decoding: int) -> None:
+    it = engine(100, (8, None), steps_ahead=steps_ahead)
+    made = sequence("a", LONG, 40)
+    it.add(made)
+    most = {False: 0, True: 0}
+    while it.has_work:
+        while it.launch():
+            in_flight = made.launched_tokens - made.computed_tokens
+            most[in_flight == made.pending_tokens] = max(most[in_flight == made.pending_tokens], kept(made, 0))
+            assert len(made.tables[0]) * SIZE >= made.launched_tokens
+        it.collect()
+    assert most == {False: reading, True: decoding}
+    assert made.tokens[64:] == run_alone(LONG, SamplingParams(max_tokens=40))
+    finish(it)
+    assert it.load().free_blocks == 100
+
+
+def test_windows_make_a_prompt_fit_that_would_not_fit_all_layers() -> None:
+    # Whole: 17 blocks. A window: its 7 tokens and a chunk of 8, which begin anywhere.
+    least = 17 + 3 * 5
+    it = engine(least, (8, 8, 8, None), prefix_cache=False)
+    made = sequence("a", LONG, 4)
+    it.add(made)
+    finish(it)
+    assert made.tokens[64:] == run_alone(LONG, SamplingParams(max_tokens=4))
+    with pytest.raises(ContextLengthExceeded, match="67 tokens to keep, in 32 blocks of 4, but the KV cache has 31"):
+        engine(least - 1, (8, 8, 8, None)).add(sequence("b", LONG, 4))
+
+
+def test_without_a_full_layer_a_sequence_of_any_length_needs_a_fixed_number_of_blocks() -> None:
+    it = engine(5, (8, 8), prefix_cache=False)
+    made = sequence("a", LONG * 3, 60)
+    it.add(made)
+    finish(it)
+    assert made.tokens[192:] == run_alone(LONG * 3, SamplingParams(max_tokens=60))
+
+
+def test_prompts_that_are_being_read_keep_what_they_were_promised_from_all_others() -> None:
+    """The windowed group of `first` has taken a part of its 5 blocks only; a second one is admitted no sooner than it decodes."""
+    it = engine(17 + 5 + 4, (8, None), prefix_cache=False)
+    first, second = sequence("first", LONG, 4), sequence("second", [1], 1)
+    it.add(first)
+    it.add(second)
+    it.step()
+    assert (kept(first, 0), second.status, it.load().free_blocks) == (2, Status.WAITING, 26 - 16 - 5)
+    finish(it)
+
+
+def test_a_prompt_that_is_read_keeps_exactly_what_goes_over() -> None:
+    it = engine(40, (6, None))
+    held = sequence("a", LONG[:30], hold=True)
+    it.add(held)
+    while it.has_work:
+        it.step()
+    assert held.status is Status.HELD
+    assert [block == NO_BLOCK for block in held.tables[0]] == [True] * 6 + [False] * 2  # tokens 25 to 29
+    assert (kept(held, 1), it.load().held_blocks, it.load().free_blocks) == (8, 10, 30)
+    assert it.release("a")
+    finish(it)
+
+
+# --- reuse ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_prefix_matches_where_its_window_is_cached_and_begins_with_nothing_on_the_left() -> None:
+    blocks = manager(40, 6, None)
+    blocks.free(computed(blocks, "a", LONG[:32]))
+    again = sequence("b", [*LONG[:24], 99, 98], 1)
+    assert blocks.allocate(again)
+    assert (again.computed_tokens, again.matched_blocks) == (24, 6)
+    assert [block == NO_BLOCK for block in again.tables[0]] == [True] * 4 + [False] * 2  # the next token sees 19 to 24
+    assert len(again.tables[1]) == 7
+    assert blocks.check([again]) == []
+
+
+def test_a_match_is_as_long_as_the_blocks_of_every_group_allow() -> None:
+    blocks = manager(40, 6, None)
+    first = computed(blocks, "a", LONG[:32])
+    left = [first.tables[0][index] for index in (6, 7)]
+    blocks.free(first)
+    blocks._pool.forget(left[0])
+    blocks._pool.forget(left[1])
+    again = sequence("b", LONG[:32], 1)
+    assert blocks.allocate(again)
+    assert again.computed_tokens == 24
+    assert blocks.check([again]) == []
+
+
+def test_with_windows_alone_the_beginning_of_a_prefix_need_not_be_there() -> None:
+    blocks = manager(5, 6)
+    blocks.free(computed(blocks, "a", LONG[:64]))
+    again = sequence("b", [*LONG[:60], 99], 1)
+    assert blocks.allocate(again)
+    assert (again.computed_tokens, again.tables[0].count(NO_BLOCK)) == (60, 13)
+
+
+def test_what_a_sequence_needs_is_not_evicted_for_what_it_gets() -> None:
+    blocks = manager(13, 6, None)
+    blocks.free(computed(blocks, "a", LONG[:24]))
+    again = sequence("b", [*LONG[:24], 99], 1)
+    assert blocks.allocate(again)
+    blocks.advance(again, 25)
+    owned = [block for table in again.tables for block in table if block != NO_BLOCK]
+    assert len(set(owned)) == len(owned) == 7 + 3
+    assert blocks.check([again]) == []
+
+
+def test_a_block_of_which_only_the_end_came_in_is_never_reused() -> None:
+    it = engine(60, (6, None))
+    runner = it._runner
+    assert isinstance(runner, KVCheckingRunner)
+    moved = sequence("moved", LONG[:30], 8)
+    it.reserve(moved)
+    it.admissions()
+    assert [block == NO_BLOCK for block in moved.tables[0]] == [True] * 6 + [False] * 2
+    runner.write(moved, 0, 30)  # of the windowed layer tokens 25 to 29: block 6 begins with 24
+    assert it.start(moved, run_alone(LONG[:30], SamplingParams(max_tokens=1))[0]) is None
+    finish(it)
+    later = sequence("later", LONG[:31], 1)
+    it.add(later)
+    finish(it)
+    assert later.cached_tokens == 0
+    whole = sequence("whole", [*moved.tokens[:36], 49], 1)
+    it.add(whole)
+    finish(it)
+    assert whole.cached_tokens == 36, "blocks 7 and 8 are whole, and all that token 36 sees"
+
+
+def test_a_reservation_gets_what_its_prefix_supplies_and_room_for_the_rest_of_the_window() -> None:
+    blocks = manager(60, 6, None)
+    blocks.free(computed(blocks, "a", LONG[:28]))
+    moved = sequence("moved", LONG[:30], 8)
+    moved.incoming = True
+    assert blocks.allocate(moved)
+    assert (moved.computed_tokens, kept(moved, 0), len(moved.tables[0]), len(moved.tables[1])) == (28, 2, 8, 8)
+    assert not blocks._ragged, "the first of the two is the cache's"
+    assert blocks.check([moved]) == []
+
+
+def test_what_a_window_left_behind_is_forgotten_with_a_fault() -> None:
+    blocks = manager(60, 6, None)
+    bad = computed(blocks, "bad", LONG[:32])
+    sharer = computed(blocks, "sharer", [*LONG[:8], 99])
+    assert sharer.matched_blocks == 2
+    blocks.free(bad, keep_cached=False)
+    assert blocks.check([sharer]) == []
+    assert blocks.cached_blocks == 0
+
+
+def test_what_a_window_left_that_others_wrote_and_live_in_stays() -> None:
+    blocks = manager(60, 6, None)
+    writer = computed(blocks, "writer", LONG[:8])
+    bad = computed(blocks, "bad", LONG[:32])
+    assert (bad.matched_blocks, bad.tables[0][:2]) == (2, [NO_BLOCK] * 2)
+    blocks.free(bad, keep_cached=False)
+    assert blocks.check([writer]) == []
+    assert blocks.cached_blocks == 2 + 2
+
+
+def test_a_refused_claim_is_looked_at_again_when_anything_is_cached() -> None:
+    blocks = manager(17, 6, None)
+    room = Room(blocks, headroom_tokens=0)
+    other = sequence("other", LONG[:24], 1)
+    assert blocks.allocate(other)
+    claim = sequence("claim", [*LONG[:24], 99], 1)
+    for end in (8, 16, 24):
+        assert not room.take(claim, [], 0)
+        blocks.advance(other, end)
+        other.computed_tokens = other.launched_tokens = end
+        blocks.register(other, end - 8)
+    assert room.take(claim, [], 0)
+    assert claim.matched_blocks == 6
+
+
+# --- the checker ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_checker_sees_a_promise_that_is_not_kept() -> None:
+    blocks = manager(30, 6, None)
+    made = computed(blocks, "a", LONG[:24])
+    assert blocks.check([made]) == []
+    blocks._promises.outstanding += 1
+    assert any("outstanding but" in line for line in blocks.check([made]))
+    blocks._promises.outstanding -= 1
+    made.tables[0][-1] = NO_BLOCK
+    assert any("needs group 0 from block" in line for line in blocks.check([made]))
