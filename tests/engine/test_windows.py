@@ -96,6 +96,27 @@ def test_windows_make_a_prompt_fit_that_would_not_fit_all_layers() -> None:
         engine(least - 1, (8, 8, 8, None)).add(sequence("b", LONG, 4))
 
 
+@pytest.mark.parametrize(
+    ("windows", "blocks", "tokens"),
+    [
+        ((None, None), 16, 64),
+        ((8, None), 2, 4),
+        ((8, None), 9, 16),
+        ((8, None), 21, 64),
+        ((8, 8, 8, None), 31, 64),
+        ((8,), 5, 256),
+    ],
+)
+def test_what_a_cache_can_hold_of_one_sequence(windows: LayerWindows, blocks: int, tokens: int) -> None:
+    """It holds that much, and no token more."""
+    it = engine(blocks, windows)
+    assert it.capacity_tokens == tokens
+    it.add(sequence("a", [1] * (tokens - 1), 1))
+    if tokens < it.max_model_len:
+        with pytest.raises(ContextLengthExceeded):
+            it.add(sequence("b", [1] * tokens, 2))
+
+
 def test_without_a_full_layer_a_sequence_of_any_length_needs_a_fixed_number_of_blocks() -> None:
     it = engine(5, (8, 8), prefix_cache=False)
     made = sequence("a", LONG * 3, 60)
