@@ -25,11 +25,16 @@ class Ended:
         reason: for the other half.
         failed: what the gateway was told, if it was.
         tail: tokens that the gateway may lack.
+        delivered: the other half has all that it needs of this one. That it still lists the attempt means only that it has not
+            seen so yet: to be told that it is over here would end it there.
+        at_s: when it ended.
     """
 
     reason: str
     failed: Failed | None = None
     tail: Tail | None = None
+    delivered: bool = False
+    at_s: float = 0.0
 
 
 class EndedAttempts:

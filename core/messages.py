@@ -92,7 +92,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, tag="grant"):
         decode: the sender.
         endpoints: where the `Receiver` of each of its ranks listens.
         first_token: push tokens from here on; earlier ones are in the sender's prefix cache.
-        windowed: the sender keeps of each layer only what its sliding window sees, and wants no more.
+        windowed: of each layer, push only what its sliding window sees behind the prompt: the sender keeps no more.
         lease_s: the reservation ends this long after the last sign of life (a frame or a `Renew`).
         answers: number of the newest `Renew` that the sender had heard of the attempt. A prompt that has lost its blocks since
             is no longer what the grant is for.

@@ -8,7 +8,7 @@
 Room is asked for once the prefill side has blocks for the prompt, so that no room is kept for prompts that cannot be read.
 
 Invariants:
-- A sequence runs only after its KV was committed: every layer, every token, every digest.
+- A sequence runs only after its KV was committed: of every layer every token that it still sees, every digest.
 - Blocks return to the engine only after `Receiver.close`, or after the receiver said that it is done with them.
 - The number of a grant is used once, also across restarts: the incarnation is a part of it.
 

@@ -252,13 +252,12 @@ class BlockManager:
         sequence.tenancy += 1
 
     def collected(self, step: int) -> None:
-        """All steps up to this one are done: what cooled until then is free."""
+        """This step is done, and all before it were: what cooled until then is free. Every step is named once."""
         self._collected = step
-        for done in [other for other in self._cooling if other <= step]:
-            for group, blocks in self._cooling.pop(done):
-                self._release(blocks)
-                if group not in self._full:
-                    self._promises.cooled(blocks, self._pool.references)
+        for group, blocks in self._cooling.pop(step, ()):
+            self._release(blocks)
+            if group not in self._full:
+                self._promises.cooled(blocks, self._pool.references)
 
     def check(self, owners: Iterable[Sequence]) -> list[str]:
         """Every violated invariant, in words; `owners` are all live sequences. For tests and `/debug/invariants`."""

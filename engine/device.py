@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from core.clock import Clock, MonotonicClock
 from core.errors import EngineFault
 from core.layout import KVLayout
 from engine.plan import Handle, LayerListener, ModelRunner, StepPlan, StepResult
@@ -54,7 +53,6 @@ class Device:
         runner: used by nobody else.
         bind_thread: called once on each thread that uses the runner.
         on_done: called on such a thread whenever a step is over, failed ones too.
-        clock: stamps signs of life.
     """
 
     def __init__(
@@ -62,16 +60,12 @@ class Device:
         runner: ModelRunner,
         bind_thread: Callable[[], None] = lambda: None,
         on_done: Callable[[], None] = lambda: None,
-        clock: Clock | None = None,
     ) -> None:
         self._runner = runner
         self._bind_thread = bind_thread
         self._on_done = on_done
-        self._clock = clock if clock is not None else MonotonicClock()
-        self._sign_s = self._clock.now()
         self._launching: SimpleQueue[DeviceStep | None] = SimpleQueue()
         self._collecting: SimpleQueue[DeviceStep | None] = SimpleQueue()
-        self._flying: set[DeviceStep] = set()
         self._closed = False
         self._threads = [threading.Thread(target=self._launch_all, name="device-launch", daemon=True)]
         if runner.steps_ahead > 0:
@@ -108,9 +102,6 @@ class Device:
         if self._closed:
             step.end(EngineFault("the device is closed"))
             return step
-        if not self._flying:
-            self._sign()
-        self._flying.add(step)
         self._launching.put(step)
         return step
 
@@ -118,11 +109,6 @@ class Device:
         if not isinstance(handle, DeviceStep):
             raise TypeError(f"Got a {type(handle).__name__} but expected a step that was launched here")
         return handle.result()
-
-    def progress_age_s(self, now_s: float) -> float:
-        """How long ago something was last heard of the steps in flight: a launch, a layer, an end. 0 if none is in flight. Any
-        thread may ask."""
-        return max(0.0, now_s - self._sign_s) if self._flying else 0.0
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Let what is launched end, and then the threads; what is launched afterwards fails. False if that took too long: then
@@ -139,12 +125,10 @@ class Device:
         self._bind_thread()
         ahead = self._runner.steps_ahead > 0
         while (step := self._launching.get()) is not None:
-            self._sign()
             try:
-                step.handle = self._runner.launch(step.plan, self._listener(step))
+                step.handle = self._runner.launch(step.plan, step.on_layer)
             except BaseException as error:  # the boundary of the thread: whoever waits for the step is told
                 step.end(error)
-            self._sign()
             if ahead:
                 self._collecting.put(step)
             else:
@@ -162,17 +146,4 @@ class Device:
                 step.end(self._runner.collect(step.handle))
             except BaseException as error:  # the boundary of the thread: whoever waits for the step is told
                 step.end(error)
-        self._sign()
-        self._flying.discard(step)
         self._on_done()
-
-    def _listener(self, step: DeviceStep) -> LayerListener:
-        def heard(layer: int) -> None:
-            self._sign()
-            if step.on_layer is not None:
-                step.on_layer(layer)
-
-        return heard
-
-    def _sign(self) -> None:
-        self._sign_s = self._clock.now()

@@ -26,18 +26,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from core.clock import Clock
 from core.config import EngineConfig
-from core.errors import ContextLengthExceeded, EngineFault, HetServeError, InvalidRequest, ProtocolError
+from core.errors import EngineFault, HetServeError, InvalidRequest, ProtocolError
 from core.groups import LayerGroups, layer_groups
 from core.layout import KVLayout
 from core.request import FinishReason
 from core.sampling import SamplingParams
-from core.tokens import within
 from engine.admission import Admission
 from engine.block_manager import BlockManager
 from engine.decision import Part
+from engine.entry import check_new
 from engine.plan import Drawn, Handle, LayerListener, ModelRunner, StepResult
 from engine.plan_writer import PlanWriter
 from engine.results import EngineLoad
@@ -46,7 +47,8 @@ from engine.sequence import NewToken, Sequence, Status
 from engine.windows import Windows
 
 PartsListener = Callable[[tuple[Part, ...], int], None]
-"""Called with the index of a layer whose new KV was just written, and with what the step computes of sequences with `hold`.
+"""Called for every layer of a step whose new KV was just written, with its index, and with what the step computes of sequences
+with `hold`, if anything.
 
 It runs on the device's thread, which may be another than the engine's, and must not call the engine.
 """
@@ -337,28 +339,10 @@ class Engine:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _check(self, sequence: Sequence) -> None:
-        """Refuse whatever could break a step or never end. Indexes of client-given token ids reach tensors unchecked."""
         self._outside_runner()
-        vocabulary, limit = self._vocab_size, self._max_model_len
-        sampling = sequence.sampling
-        if sequence.status is not Status.WAITING or sequence.tables or sequence.computed_tokens:
-            raise ValueError(f"sequence {sequence.sequence_id} is not new: {sequence.status.value}")
         if sequence.sequence_id in self._sequences:
             raise InvalidRequest(f"sequence {sequence.sequence_id} is already here")
-        if not within(sequence.tokens, vocabulary):
-            raise InvalidRequest(f"Got a token id outside the vocabulary of {vocabulary}", "prompt")
-        if max(sampling.logit_bias, default=0) >= vocabulary:
-            raise InvalidRequest(f"Got a token id outside the vocabulary of {vocabulary}", "logit_bias")
-        if max(sampling.stop_token_ids, default=0) >= vocabulary:
-            raise InvalidRequest(f"Got a token id outside the vocabulary of {vocabulary}", "stop_token_ids")
-        remaining = sampling.max_tokens - sequence.output_tokens
-        if remaining < 1:
-            raise InvalidRequest(f"{sequence.output_tokens} of {sampling.max_tokens} tokens are there already", "max_tokens")
-        if len(sequence.tokens) + remaining > limit:
-            raise ContextLengthExceeded(
-                f"Got {sequence.prompt_tokens} prompt tokens and max_tokens = {sampling.max_tokens} but the model takes {limit}",
-                "max_tokens",
-            )
+        check_new(sequence, self._vocab_size, self._max_model_len)
 
     def _wake(self) -> None:
         """A loop that had nothing to do was not stuck."""
@@ -455,14 +439,7 @@ class Engine:
 
 
 def _bind(on_layer: PartsListener | None, parts: tuple[Part, ...]) -> LayerListener | None:
-    held = tuple(part for part in parts if part.sequence.hold) if on_layer is not None else ()
-    if on_layer is None or not held:
-        return None
-
-    def listen(layer: int) -> None:
-        on_layer(held, layer)
-
-    return listen
+    return None if on_layer is None else partial(on_layer, tuple(part for part in parts if part.sequence.hold))
 
 
 def _fault(error: Exception) -> EngineFault:

@@ -9,7 +9,7 @@ Invariants, of the plans of one engine in the order of their numbers:
 - Of one plan, `dropped` comes first, then `admitted`, then `blocks`, then the computation: a row may be dropped and given to
   somebody else at once.
 - A row is admitted with all its tokens known. Afterwards only the runner adds to them: one for each `Scheduled` that samples.
-- Every row that is there is scheduled in every plan; it has blocks for all that is scheduled.
+- A row has blocks for all that is scheduled of it.
 
 Plans that carry changes, and a device that keeps the tokens that it drew, are what vLLM V1's and SGLang's overlapped
 schedulers send.

@@ -1,7 +1,8 @@
 """Lays a decision out as plain data: which row stands for which sequence, and what its runner has not been told yet.
 
-The rows that a runner has are those of the last plan, since a scheduler gives every running sequence something to do in every
-step. So whoever is missing from a plan is dropped by it, and nobody need say so.
+The rows that a runner has are those of the last plan: whoever is missing from a plan is dropped by it, and nobody need say so. A
+scheduler gives nearly every running sequence something to do in every step; a prompt that gets nothing in one comes back with all
+its tokens, which are known.
 
 Neighbours: `engine.decision` comes in, `engine.plan` goes out, `engine.engine` calls.
 """

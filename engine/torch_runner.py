@@ -279,6 +279,7 @@ class TorchRunner:
             groups=self.num_groups,
         )
         forward = partial(self._forward, layers)
+        self._rows.reserve(max_num_seqs + 2)  # and one for a sign of life: what recordings read must not move
         try:
             self._recorded = RecordedDecode(forward, self._rows, limits, self.device, recorder)
             return self._check_recorded(self._recorded)

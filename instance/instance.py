@@ -70,7 +70,7 @@ class Instance:
         began_s = time.perf_counter()
         self._door = Door(spec.keys)
         self._mailbox = Mailbox(self._door, self._host)
-        self._device = Device(self._model.runner, self._model.bind_thread, self._mailbox.wake, self._clock)
+        self._device = Device(self._model.runner, self._model.bind_thread, self._mailbox.wake)
         self._engine = Engine(self._device, spec.engine, self._clock)
         self._peers = Peers(self._door)
         self._address = Address(spec.name, spec.incarnation, self._mailbox.endpoint)

@@ -21,17 +21,16 @@ LayerTensors = tuple[torch.Tensor, torch.Tensor]
 
 class TensorStore:
     """`layers[i]` is, of the i-th layer that the rank holds, `key[num_blocks, block_size, kv_heads, key_dim]` and
-    `value[..., value_dim]`, contiguous, all on one device. `groups` say which layers share a block table,
-    by default as `core.groups.layer_groups` puts them.
+    `value[..., value_dim]`, contiguous, all on one device. Layers of different groups (`core.groups`) may share them.
 
     Raises:
         ValueError: the tensors are not what `layout` says.
     """
 
-    def __init__(self, layers: Sequence[LayerTensors], layout: KVLayout, groups: LayerGroups | None = None) -> None:
+    def __init__(self, layers: Sequence[LayerTensors], layout: KVLayout) -> None:
         _check(layers, layout)
         self._layout = layout
-        self._groups = layer_groups(layout) if groups is None else groups
+        self._groups = layer_groups(layout)
         self._first = layout.shard.layers.start
         device = layers[0][0].device
         self._pages: HostPages | CudaPages

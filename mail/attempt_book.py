@@ -150,7 +150,7 @@ class AttemptBook:
             ended = self._ended.ask(state.attempt)
             if ended is None:
                 self._early.put(state.attempt, (worker, number, state.phase))
-            else:
+            elif not ended.delivered:
                 self._withdraw(worker, state.attempt, ended.reason)
         elif attempt.submit.peer == worker:
             effect = attempt.life.renewed(state.phase, number, self._clock.now())
@@ -212,7 +212,8 @@ class AttemptBook:
         submit = attempt.submit
         self._live.pop(submit.attempt, None)
         tail = None if ending is Ending.CANCELLED else attempt.tail
-        self._ended.remember(submit.attempt, Ended(reason, failed, tail))
+        delivered = ending is Ending.DELIVERED
+        self._ended.remember(submit.attempt, Ended(reason, failed, tail, delivered, self._clock.now()))
         if told.peer and submit.peer is not None:
             self._withdraw(submit.peer, submit.attempt, reason)
         if told.gateway and failed is not None:
@@ -223,12 +224,16 @@ class AttemptBook:
         ended = self._ended.ask(wanted.attempt)
         if ended is None:
             ended = self._lost(wanted.attempt, "knows nothing of this attempt")
-        if ended.tail is not None:
-            arrives = self._repeat(ended.tail, gateway, wanted.position)
-            if not arrives and ended.failed is None:
-                ended = self._lost(wanted.attempt, "cannot get its tokens through")
+        arrives = ended.tail is None or self._repeat(ended.tail, gateway, wanted.position)
+        if ended.failed is None and not (arrives and self._may_hear(ended)):
+            ended = self._lost(wanted.attempt, "cannot get its tokens through" if ended.tail else "has ended this attempt")
         if ended.failed is not None:
             self._outbox.failed(gateway, ended.failed)
+
+    def _may_hear(self, ended: Ended) -> bool:
+        """Whether a gateway that still wants an attempt of which nothing is left here may yet hear of it: from here, or from the
+        other half, which goes on with it or has told why it is over."""
+        return bool(ended.tail) or ended.delivered or self._clock.now() < ended.at_s + IN_VAIN_LEASES * self._lease_s
 
     def _repeat(self, tail: Tail, gateway: Address, position: int) -> bool:
         """Send again what the gateway lacks. False if that has been in vain for too long."""

@@ -9,7 +9,8 @@ the session opens when it comes, beginning with all that is written by then. Unt
 back-pressure of a full decode side; meanwhile an older claim may take the blocks back, and the prompt waits again.
 
 Invariants:
-- A block is never freed while a session may read it: the session is aborted or delivered first.
+- A block is never freed while a session may read it: the session is aborted or delivered first. What a sliding window leaves
+  behind while the prompt is read is freed, and no session wants it.
 - What is pushed was written before the fence that goes with it.
 - A grant counts only from the attempt's own decode instance, and only for the admission that asked for it.
 

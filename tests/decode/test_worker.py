@@ -8,24 +8,44 @@ import pytest
 from core.attempts import Phase
 from core.clock import ManualClock
 from core.errors import ContextLengthExceeded, CorruptTransfer, InvalidRequest, LeaseExpired, Overloaded
+from core.layout import KVLayout
 from core.messages import AttemptState, Failed, Grant, Handoff, TokenItem, Tokens, Withdrawn
 from decode.worker import COUNTER_BITS, DecodeWorker
 from engine.admission import AdmissionKind
 from kv_transfer.events import Broken, Received
 from mail.attempt_book import AttemptBook
 from mail.outbox import Outbox
-from tests.support.workers import BLOCK_SIZE, DECODE, GATEWAY, LEASE_S, PREFILL, FakePeers, FakeReceiver, engine, submission
+from tests.support.workers import (
+    BLOCK_SIZE,
+    DECODE,
+    GATEWAY,
+    LAYOUT,
+    LEASE_S,
+    PREFILL,
+    SLIDING,
+    FakePeers,
+    FakeReceiver,
+    engine,
+    submission,
+)
 
 
 class Rig:
     """A worker on a simulated engine, with everything around it faked, and a loop's work done by hand."""
 
-    def __init__(self, num_blocks: int = 64, max_waiting_tokens: int = 1000, incarnation: int = 1) -> None:
+    def __init__(
+        self,
+        num_blocks: int = 64,
+        max_waiting_tokens: int = 1000,
+        incarnation: int = 1,
+        layout: KVLayout = LAYOUT,
+        prefix_cache: bool = False,
+    ) -> None:
         self.clock = ManualClock()
         self.address = msgspec.structs.replace(DECODE, incarnation=incarnation)
-        self.engine = engine(self.clock, num_blocks, prefix_cache=False)
+        self.engine = engine(self.clock, num_blocks, layout, prefix_cache=prefix_cache)
         self.peers = FakePeers()
-        self.receiver = FakeReceiver()
+        self.receiver = FakeReceiver(layout)
         self.book = AttemptBook(self.address, Outbox(self.address, self.peers, self.clock), self.peers, self.clock, LEASE_S)
         self.worker = DecodeWorker(
             self.engine, self.receiver, self.book, self.peers, self.address, self.clock, LEASE_S, max_waiting_tokens
@@ -102,6 +122,22 @@ def test_a_committed_attempt_goes_on_from_the_second_token() -> None:
     assert served is not None
     assert (served.kv_bytes, served.transfer_s) == (123, 0.5)
     assert all(item.served is None for item in items[1:])
+    assert rig.idle()
+
+
+def test_of_layers_with_windows_the_grant_wants_what_they_see() -> None:
+    """It has no blocks for what came before. Of the next prompt's window the first block is not there: its first token
+    never came, since the window began behind it."""
+    rig = Rig(num_blocks=20, layout=SLIDING, prefix_cache=True)
+    grant = rig.granted(tokens=30, max_tokens=3)
+    assert (grant.windowed, grant.first_token) == (True, 0)
+    assert rig.engine.load().free_blocks == 20 - 8 - 3  # the window of six tokens lies in three blocks at most
+    rig.commit(grant, tokens=30)
+    assert len(rig.run()) == 2
+    again = rig.granted("b", tokens=32, max_tokens=3)
+    assert (again.windowed, again.first_token) == (True, 24)
+    rig.commit(again, tokens=32)
+    assert len(rig.run()) == 2
     assert rig.idle()
 
 

@@ -80,6 +80,17 @@ def descriptors(cluster: Cluster) -> dict[str, int]:
     return {member.name: psutil.Process(member.pid).num_fds() for member in cluster.instances() if member.pid}
 
 
+def grown(cluster: Cluster, before: dict[str, int], timeout_s: float = 15.0) -> dict[str, tuple[int, int]]:
+    """Who has more descriptors than before, by more than a few, once connections that clients closed had time to end here too."""
+    until_s = time.monotonic() + timeout_s
+    while True:
+        after = descriptors(cluster)
+        more = {name: (before[name], after[name]) for name in before if after[name] > before[name] + 4}
+        if not more or time.monotonic() > until_s:
+            return more
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_64_streams_for_a_minute_fail_nothing_and_leave_nothing(cluster: Cluster) -> None:
@@ -90,6 +101,5 @@ def test_64_streams_for_a_minute_fail_nothing_and_leave_nothing(cluster: Cluster
     assert asyncio.run(load(cluster.url, SECONDS, seed=1000)) > STREAMS
     assert left_over(cluster) == []
     assert httpx.get(f"{cluster.url}/debug/invariants").json()["failed"] == 0
-    after = descriptors(cluster)
-    assert all(after[name] <= before[name] + 4 for name in before), (before, after)
+    assert grown(cluster, before) == {}
     assert httpx.get(f"{cluster.url}/debug/invariants").json()["tasks"] <= tasks + 2

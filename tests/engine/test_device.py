@@ -130,27 +130,6 @@ def test_every_thread_that_uses_the_runner_is_bound_first() -> None:
     assert len(bound) == 2
 
 
-def test_its_silence_grows_only_while_a_step_is_in_flight_and_ends_with_every_sign_of_life() -> None:
-    clock, runner, layers = ManualClock(), GatedRunner(steps_ahead=0), []
-    done = threading.Event()
-    with device(runner, clock=clock, on_done=done.set) as it:
-        clock.advance(50)
-        assert it.progress_age_s(clock.now()) == 0
-
-        def heard(layer: int) -> None:
-            layers.append(it.progress_age_s(clock.now()))
-            clock.advance(3)
-
-        it.launch(plan(1, first=True), heard)
-        runner.wait_for("wait", 1)
-        clock.advance(7)
-        assert it.progress_age_s(clock.now()) == 7
-        runner.gate.release()
-        assert done.wait(PATIENCE_S)
-        assert layers == [0, 0]
-        assert it.progress_age_s(clock.now()) == 0
-
-
 def test_closed_it_ends_what_was_launched_and_fails_what_comes_later() -> None:
     runner = GatedRunner(steps_ahead=1)
     it = Device(runner)

@@ -434,14 +434,15 @@ def test_a_listener_hears_of_each_layer_what_is_computed_of_those_to_be_handed_o
     it = engine(max_num_batched_tokens=12)
     it.add(sequence("h", PROMPT, hold=True))
     it.add(sequence("a", PROMPT))
-    heard: list[tuple[str, int, int, int]] = []
+    heard: list[tuple[list[tuple[str, int, int]], int]] = []
 
     def listen(parts: tuple[Part, ...], layer: int) -> None:
-        heard.extend((part.sequence.sequence_id, part.start, part.count, layer) for part in parts)
+        heard.append(([(part.sequence.sequence_id, part.start, part.count) for part in parts], layer))
 
     while it.has_work:
         it.step(listen)
-    assert heard == [("h", 0, 10, 0), ("h", 0, 10, 1)]
+    assert heard[:2] == [([("h", 0, 10)], 0), ([("h", 0, 10)], 1)]
+    assert heard[2:] == [([], 0), ([], 1)] * (it.load().steps - 1), "a sign of life, of whatever step"
 
 
 def test_a_listener_that_calls_back_into_the_engine_fails_the_step_and_frees_nothing_in_use() -> None:

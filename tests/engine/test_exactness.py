@@ -94,9 +94,9 @@ def ragged_prompts(count: int, seed: int = 0) -> list[list[int]]:
     ]
 
 
-def greedy(prompts: Many[list[int]], **options: Any) -> list[Sequence]:
+def greedy(prompts: Many[list[int]], prefix: str = "", **options: Any) -> list[Sequence]:
     params = SamplingParams(**{"temperature": 0.0, "max_tokens": OUTPUT, "ignore_eos": True, **options})
-    return [Sequence(str(i), list(prompt), len(prompt), params) for i, prompt in enumerate(prompts)]
+    return [Sequence(f"{prefix}{i}", list(prompt), len(prompt), params) for i, prompt in enumerate(prompts)]
 
 
 def serve(runner: TorchRunner, sequences: list[Sequence], config: EngineConfig = CONFIG) -> list[list[int]]:

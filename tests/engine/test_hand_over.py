@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from core.config import EngineConfig
 from engine.torch_runner import TorchRunner
-from tests.engine.test_exactness import generated, greedy, ragged_prompts, reference_model
+from tests.engine.test_exactness import generated, greedy, ragged_prompts, reference_model, small_runner
 from tests.support.hand_over import HandOver
 
 CONFIG = EngineConfig(max_num_batched_tokens=48)
@@ -27,4 +29,45 @@ def test_a_prefill_and_a_decode_engine_of_unlike_blocks_give_generates_tokens(mo
     model = reference_model(folder)
     assert [s.tokens[s.prompt_tokens :] for s in writing] == [generated(model, prompt) for prompt in prompts]
     assert sum(s.cached_tokens for s in reading) > 0
-    assert pair.kv_bytes > 0
+    assert pair.kv_bytes == pair.needed_bytes > 0
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+WINDOWED: dict[str, dict[str, Any]] = {
+    "gemma3_text": {"layers": 6, "config": {"layer_types": [SLIDING] * 5 + [FULL]}},
+    "gpt_oss": {"layers": 4},
+    "mistral": {"layers": 3},
+}
+BLOCKS = {"gemma3_text": 46, "gpt_oss": 18, "mistral": 8}
+"""Of the reading engine: what its longest prompt needs and one more, less than all of its KV would fill."""
+
+
+@pytest.mark.parametrize("steps_ahead", [0, 1])
+@pytest.mark.parametrize("architecture", WINDOWED)
+def test_only_what_windows_see_goes_over_and_the_tokens_are_generates(model_folder, architecture, steps_ahead):
+    """Prompts of several windows in chunks, through a cache where blocks change hands all the time; then again, each a little
+    shorter, so that its window begins before what the writing engine has of it; then each goes on from its own output."""
+    folder = model_folder(architecture, sliding_window=8, **WINDOWED[architecture])
+    writer = TorchRunner.load(folder, EngineConfig(block_size=12, kv_bytes=4 << 20))
+    writer._steps_ahead = steps_ahead
+    runners = small_runner(folder, BLOCKS[architecture], steps_ahead=steps_ahead), writer
+    model = reference_model(folder, architecture)
+    prompts, cached, moved = ragged_prompts(12, seed=9), [], []
+    with HandOver(*runners, EngineConfig(max_num_batched_tokens=20)) as pair:
+        assert pair.reader.groups.windowed
+        for turn in range(3):
+            reading, writing = greedy(prompts, prefix=f"{turn}-"), greedy(prompts, prefix=f"{turn}-")
+            for sequence in reading:
+                sequence.hold = True
+            pair.serve(reading, writing)
+            written = [sequence.tokens[sequence.prompt_tokens :] for sequence in writing]
+            assert written == [generated(model, prompt) for prompt in prompts]
+            assert pair.kv_bytes == pair.needed_bytes
+            cached.append(sum(sequence.cached_tokens for sequence in writing))
+            moved.append(pair.kv_bytes)
+            if turn == 0:
+                prompts = [prompt[: max(1, len(prompt) - 2)] for prompt in prompts]
+            else:
+                prompts = [prompt + output + [7, 11] for prompt, output in zip(prompts, written, strict=True)]
+    assert cached[0] == 0 < cached[1] < cached[2]
+    assert moved[0] < sum(len(prompt) for prompt in ragged_prompts(12, seed=9)) * writer.layout.bytes_per_token

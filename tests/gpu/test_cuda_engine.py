@@ -28,6 +28,7 @@ def test_a_prefill_and_a_decode_engine_on_one_gpu_give_generates_tokens(cuda, tm
     written = sequences(prompts)
     with HandOver(prefill, decode, EngineConfig(max_num_batched_tokens=64)) as pair:
         pair.serve(sequences(prompts, hold=True), written)
+        assert pair.kv_bytes == pair.needed_bytes
     model = reference(folder, cuda, torch.float32)
     assert [s.tokens for s in written] == [generated(model, prompt, cuda) for prompt in prompts]
 

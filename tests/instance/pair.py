@@ -19,7 +19,7 @@ from decode.worker import DecodeWorker
 from engine.engine import Engine
 from engine.sequence import Sequence
 from engine.simulated_runner import SimulatedRunner
-from instance.loop import EngineLoop
+from instance.loop import EngineLoop, TransferEvent
 from kv_transfer.byte_store import ByteStore
 from mail.attempt_book import AttemptBook
 from mail.faults import Plan
@@ -33,11 +33,12 @@ LEASE_S = 1.5
 STEP_S = 0.025
 BLOCK_SIZE = 4
 LAYOUT = KVLayout.whole(layers=(LayerShape(1, 4, 4),) * 2, dtype="float32", block_size=BLOCK_SIZE)
+SLIDING = KVLayout.whole(layers=(LayerShape(1, 4, 4, 7), LayerShape(1, 4, 4)), dtype="float32", block_size=BLOCK_SIZE)
 VOCAB = 100
 
 
-def runner(num_blocks: int, step: Callable[[float], None] | None = None) -> SimulatedRunner:
-    return SimulatedRunner(LAYOUT, num_blocks, 400, VOCAB, CostModel(), step, frozenset())
+def runner(num_blocks: int, layout: KVLayout = LAYOUT, step: Callable[[float], None] | None = None) -> SimulatedRunner:
+    return SimulatedRunner(layout, num_blocks, 400, VOCAB, CostModel(), step, frozenset())
 
 
 class Side:
@@ -51,8 +52,10 @@ class Side:
         self.mailbox = pair.post.open(self.address.mailbox)
         self.mailbox.on_arrival = self._wake
         peers = pair.post.peers(self.address.mailbox)
-        self.engine = Engine(runner(num_blocks), EngineConfig(prefix_cache=False, max_num_batched_tokens=32), timeline)
-        store = ByteStore(LAYOUT, num_blocks)
+        self.engine = Engine(
+            runner(num_blocks, pair.layout), EngineConfig(prefix_cache=False, max_num_batched_tokens=32), timeline
+        )
+        store = ByteStore(pair.layout, num_blocks)
         self.receiver = VirtualReceiver(pair.fabric, f"kv://{name}-{incarnation}", store, self._post)
         self.sender = VirtualSender(pair.fabric, store, self._post)
         self.book = AttemptBook(self.address, Outbox(self.address, peers, timeline), peers, timeline, LEASE_S)
@@ -63,6 +66,7 @@ class Side:
         self.loop = EngineLoop(self.engine, self.mailbox, self.book, self.prefill, self.decode, role, timeline, lambda: None)
         self.turns = 0
         self.dead = False
+        self._pair = pair
         self._post_to = pair.post
         self._due_s: float | None = None
         self._wake()
@@ -87,9 +91,16 @@ class Side:
         """Attempts that it knows of, though they are over or have not begun."""
         return len(self.book._ended) + len(self.book._early)
 
-    def _post(self, event: object) -> None:
+    def _post(self, event: TransferEvent) -> None:
+        delay_s = self._pair.hand_over_s(event)
+        if delay_s > 0:
+            self._timeline.after(delay_s, lambda: self._hand_in(event))
+        else:
+            self._hand_in(event)
+
+    def _hand_in(self, event: TransferEvent) -> None:
         if not self.dead:
-            self.loop.post(event)  # type: ignore[arg-type]
+            self.loop.post(event)
 
     def _wake(self) -> None:
         self._at(self._timeline.now())
@@ -240,7 +251,8 @@ class PairGateway:
 
 
 class Pair:
-    """`prefill` and `decode` with a `gateway`; `plan` says what becomes of their mail."""
+    """`prefill` and `decode` with a `gateway`; `plan` says what becomes of their mail, `hand_over_s` how long after a transfer's
+    threads a loop hears of an event."""
 
     def __init__(
         self,
@@ -248,11 +260,14 @@ class Pair:
         decode_blocks: int = 64,
         plan: Plan | None = None,
         roles: tuple[Role, Role] | None = None,
+        layout: KVLayout = LAYOUT,
     ) -> None:
+        self.layout = layout
         self.timeline = Timeline()
         self.post = Post(self.timeline, random.Random(5))
         self.post.faults = plan
         self.fabric = Fabric(self.timeline)
+        self.hand_over_s: Callable[[TransferEvent], float] = lambda event: 0.0
         first, second = roles or (Role.PREFILL, Role.DECODE)
         self.prefill = Side(self, "prefill", first, prefill_blocks)
         self.decode = Side(self, "decode", second, decode_blocks)

@@ -16,7 +16,7 @@ from tests.support.reference import generate, prompts
 from tooling.model_factory import make_model
 
 KEYS = ClusterKeys.generate()
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "opt", "gpt2", "mixtral", "qwen3_moe")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "opt", "gpt2", "mixtral", "qwen3_moe", "gpt_oss")
 LENGTHS = (1, 17, 40, 75)
 NEW_TOKENS = 20
 

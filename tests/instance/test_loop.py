@@ -29,7 +29,7 @@ from core.messages import (
 )
 from decode.worker import DecodeWorker
 from engine.engine import Engine
-from engine.simulated_runner import SimulatedRunner
+from engine.simulated_runner import SimulatedRunner, SimulatedStep
 from instance.loop import LOST_STEPS, MAIL_BUDGET_S, TICK_S, EngineLoop
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
 from mail.attempt_book import AttemptBook
@@ -367,12 +367,17 @@ def test_a_step_that_does_not_end_shows_though_the_loop_turns() -> None:
         assert rig.loop.load().step_age_s == 0.0
 
 
-def test_a_layer_is_a_sign_of_life_and_a_long_step_no_death() -> None:
+def test_a_layer_is_a_sign_of_life_and_a_long_step_no_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a step with nothing to hand over."""
     rig = Rig(step_s=100.0)
+    steps: list[SimulatedStep] = []
+    launch = rig.runner.launch
+    monkeypatch.setattr(rig.runner, "launch", lambda *step: steps.append(launch(*step)) or steps[-1])
     rig.turn(submission("a", "local"))
     for _ in range(20):
         rig.clock.advance(2.0)
-        rig.loop._layer_written(1, (), 0)
+        assert steps[0].on_layer is not None
+        steps[0].on_layer(0)
         rig.turn(keep("a"))
         assert rig.loop.load().stalled_s == 0.0
     rig.clock.advance(2.5)

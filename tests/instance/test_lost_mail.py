@@ -13,7 +13,8 @@ import pytest
 from core.attempts import Phase
 from core.config import Role
 from core.messages import Cancel, Failed, Grant, Keep, Message, Renew, Submit, Tokens, Withdrawn
-from kv_transfer.events import Delivered
+from instance.loop import TransferEvent
+from kv_transfer.events import Delivered, Received
 from mail.faults import Delay, Drop, Duplicate, Fault, Letter, Reorder
 from tests.instance.pair import LEASE_S, Pair, Stream
 
@@ -208,6 +209,17 @@ def test_a_commit_that_is_lost_holds_the_prefill_side_for_less_than_a_lease() ->
     assert pair.prefill.left_over() == []
     pair.settle()
     assert stream.complete
+
+
+@pytest.mark.parametrize("late", [Received, Delivered])
+def test_a_loop_that_hears_of_a_commit_after_its_peer_loses_nothing(late: type[TransferEvent]) -> None:
+    """The sender's side hears of a commit over the wire, the receiver's own loop from a thread that may sleep meanwhile."""
+    pair = Pair(64, 200)
+    pair.hand_over_s = lambda event: 0.9 * LEASE_S if isinstance(event, late) else 0.0
+    streams = [pair.submit(max_tokens=20) for _ in range(3)]
+    pair.settle()
+    assert all(stream.complete and not stream.failures for stream in streams)
+    pair.check(waits_s=LEASE_S)
 
 
 def test_a_cancel_that_is_lost_is_made_up_for_within_a_lease() -> None:

@@ -10,19 +10,22 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from core.config import Role
 from core.errors import from_wire
+from core.layout import KVLayout
 from core.messages import Failed, Grant, Keep, Message, Renew, Submit, Tokens, Withdrawn
 from mail.faults import Delay, Drop, Duplicate, Fault, Letter, Reorder
-from tests.instance.pair import LEASE_S, Pair, Stream
+from tests.instance.pair import LAYOUT, LEASE_S, SLIDING, Pair, Stream
 
 KINDS: list[type[Message]] = [Submit, Keep, Renew, Grant, Withdrawn, Tokens, Failed]
 FAULTS: list[Fault] = [Drop(), Delay(LEASE_S * 0.3), Delay(LEASE_S * 1.5), Duplicate(), Duplicate(LEASE_S), Reorder(LEASE_S)]
 
 
 class PairMachine(RuleBasedStateMachine):
-    @initialize(blocks=st.tuples(st.sampled_from([12, 18, 64]), st.sampled_from([16, 24, 64])))
-    def begin(self, blocks: tuple[int, int]) -> None:
+    @initialize(
+        blocks=st.tuples(st.sampled_from([12, 18, 64]), st.sampled_from([16, 24, 64])), layout=st.sampled_from([LAYOUT, SLIDING])
+    )
+    def begin(self, blocks: tuple[int, int], layout: KVLayout) -> None:
         self.next_faults: list[tuple[type[Message], Fault]] = []
-        self.pair = Pair(*blocks, plan=self.plan, roles=(Role.MIXED, Role.MIXED))
+        self.pair = Pair(*blocks, plan=self.plan, roles=(Role.MIXED, Role.MIXED), layout=layout)
         self.streams: list[Stream] = []
 
     def plan(self, letter: Letter) -> Fault | None:

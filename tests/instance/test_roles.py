@@ -142,12 +142,12 @@ def flip_under_streams(
         assert instances.settled() == []
         address = instances.addresses[0]
         instances.running[address.name].set_role(Role.MIXED)
-        for wish in show.done:
-            alone = gateway.submit(wish.prompt, wish.sampling, prefill=None, decode=address)
-            wish.attempt = alone
-        for wish in show.done:
-            (expected,) = gateway.wait(wish.attempt)
-            assert wish.output == expected.output
+        for start in range(0, len(show.done), streams):
+            done = show.done[start : start + streams]
+            alone = [gateway.submit(wish.prompt, wish.sampling, prefill=None, decode=address) for wish in done]
+            for wish, expected in zip(done, gateway.wait(*alone), strict=True):
+                assert expected.failures == []
+                assert wish.output == expected.output
     return show
 
 

@@ -263,6 +263,28 @@ def test_an_attempt_that_is_over_is_withdrawn_whenever_the_other_half_lists_it()
         assert rig.peers.take(PREFILL) == [Withdrawn(worker=DECODE, attempt="a", reason="cancelled")]
 
 
+def test_an_attempt_that_was_delivered_is_not_withdrawn_from_who_has_not_seen_so_yet() -> None:
+    rig = Rig()
+    rig.book.end(rig.open(stage="prefill"), Ending.DELIVERED, "delivered")
+    rig.hear(Phase.GRANTED, 1)
+    assert rig.peers.sent == []
+
+
+@pytest.mark.parametrize(("ending", "fails"), [(Ending.WITHDRAWN, True), (Ending.DELIVERED, False)])
+def test_an_end_of_which_the_gateway_has_heard_nowhere_for_too_long_is_a_loss_unless_another_goes_on(
+    ending: Ending, fails: bool
+) -> None:
+    rig = Rig()
+    rig.book.end(rig.open(stage="prefill"), ending, "it is over")
+    for _ in range(3):
+        assert rig.ask(0) == []
+        rig.tick(LEASE_S / 2 - 1e-3)
+    assert rig.ask(0) == []
+    rig.tick(LEASE_S / 10)
+    answers = rig.ask(0)
+    assert failure(answers) == AttemptLost.code if fails else answers == []
+
+
 @pytest.mark.parametrize(("phase", "ends"), [(Phase.WAITING, True), (Phase.GRANTED, True), (Phase.RUNNING, False)])
 def test_a_withdrawal_ends_what_does_not_run_yet_without_a_word_to_the_gateway(phase: Phase, ends: bool) -> None:
     rig = Rig()

@@ -10,6 +10,7 @@ import pytest
 from core.attempts import Phase
 from core.clock import ManualClock
 from core.errors import TransferAborted, TransferError
+from core.layout import KVLayout
 from core.messages import AttemptState, Failed, Grant, Handoff, Message, Renew, Tokens, Withdrawn
 from engine.admission import AdmissionKind
 from engine.engine import Engine
@@ -22,8 +23,11 @@ from tests.support.workers import (
     DECODE,
     GATEWAY,
     LAYERS,
+    LAYOUT,
     LEASE_S,
     PREFILL,
+    SLIDING,
+    WINDOW,
     FakePeers,
     FakeSender,
     engine,
@@ -34,11 +38,11 @@ from tests.support.workers import (
 class Rig:
     """A worker on a simulated engine, with everything around it faked, and a loop's work done by hand."""
 
-    def __init__(self, num_blocks: int = 64, **config: object) -> None:
+    def __init__(self, num_blocks: int = 64, layout: KVLayout = LAYOUT, **config: object) -> None:
         self.clock = ManualClock()
-        self.engine: Engine = engine(self.clock, num_blocks, **config)
+        self.engine: Engine = engine(self.clock, num_blocks, layout, **config)
         self.peers = FakePeers()
-        self.sender = FakeSender()
+        self.sender = FakeSender(layout)
         self.book = AttemptBook(PREFILL, Outbox(PREFILL, self.peers, self.clock), self.peers, self.clock, LEASE_S)
         self.worker = PrefillWorker(self.engine, self.sender, self.book, self.clock)
         self.launches = 0
@@ -88,7 +92,7 @@ class Rig:
             decode=DECODE,
             endpoints=("d:1",),
             first_token=first_token,
-            windowed=False,
+            windowed=self.engine.groups.windowed,
             lease_s=5.0,
             answers=answers,
         )
@@ -203,14 +207,41 @@ def test_a_grant_from_beyond_the_prompt_on_fails_its_attempt_alone(first_token: 
     assert_fails_alone(first_token=first_token)
 
 
+@pytest.mark.parametrize("when", ["as it is admitted", *range(7)])
+@pytest.mark.parametrize("first_token", [0, 12, 27, 30])
+def test_of_layers_with_windows_what_they_see_is_pushed_whenever_the_grant_comes(when: str | int, first_token: int) -> None:
+    """A prompt of five windows in five chunks, whose blocks are given back meanwhile; the cache could not hold all of it."""
+    rig = Rig(num_blocks=14, layout=SLIDING, max_num_batched_tokens=6)
+    rig.submit(tokens=30, max_tokens=5)
+    rig.launch()
+    if when == "as it is admitted":
+        rig.grant(first_token=first_token)
+    rig.collect()
+    for step in range(7):
+        if when == step:
+            rig.grant(first_token=first_token)
+        if rig.launch():
+            rig.collect()
+    pushed = rig.sender.sessions["a"].pushed
+    assert pushed.get(0, set()) == set(range(max(first_token, 30 - WINDOW + 1), 30))
+    assert pushed.get(1, set()) == set(range(first_token, 30))
+    assert rig.handoff().tokens == 30
+    rig.worker.delivered(Delivered(attempt="a", kv_bytes=1, transfer_s=0.0))
+    assert rig.idle()
+
+
 @pytest.mark.parametrize("endpoints", [(), ("d:1", "d:2")])
 def test_a_grant_of_another_number_of_ranks_fails_its_attempt_alone(endpoints: tuple[str, ...]) -> None:
     assert_fails_alone(endpoints=endpoints)
 
 
-def assert_fails_alone(**wrong: object) -> None:
+def test_a_grant_of_everything_fails_its_attempt_alone_where_only_windows_are_kept() -> None:
+    assert_fails_alone(SLIDING, windowed=False)
+
+
+def assert_fails_alone(layout: KVLayout = LAYOUT, **wrong: object) -> None:
     """With the grant of another attempt, all is well."""
-    rig = Rig()
+    rig = Rig(layout=layout)
     rig.submit("a")
     rig.submit("b")
     rig.step()
@@ -315,8 +346,9 @@ def test_a_pinned_prompt_keeps_its_blocks() -> None:
     assert rig.sender.sessions["young"].aborted is None
 
 
-def test_kv_from_the_prefix_cache_is_pushed_too() -> None:
-    rig = Rig()
+@pytest.mark.parametrize("layout", [LAYOUT, SLIDING])
+def test_kv_from_the_prefix_cache_is_pushed_too(layout: KVLayout) -> None:
+    rig = Rig(layout=layout)
     for number, attempt in enumerate(("a", "b")):
         rig.submit(attempt)
         rig.step()

@@ -3,6 +3,7 @@ loopback, each layer pushed by the listener while later ones compute."""
 
 from __future__ import annotations
 
+from itertools import count
 from queue import SimpleQueue
 from types import TracebackType
 
@@ -25,7 +26,10 @@ LEASE_S = 60.0
 
 
 class HandOver:
-    """Serves whole generations: read by one engine, written by the other. Use as a context manager."""
+    """Serves whole generations: read by one engine, written by the other. Use as a context manager.
+
+    `kv_bytes` have gone over; `needed_bytes` are those that the writing engine lacked.
+    """
 
     def __init__(self, prefill: TorchRunner, decode: TorchRunner, config: EngineConfig) -> None:
         clock = MonotonicClock()
@@ -37,32 +41,32 @@ class HandOver:
         self.receiver = KVReceiver(_store(decode), *common)
         self._layers = len(prefill.layout.layers)
         self._sessions: dict[str, SendSession] = {}
-        self._reading: dict[str, Sequence] = {}
         self._writing: dict[str, Sequence] = {}
+        self._terms: dict[str, Terms] = {}
+        self._numbers = count(1)
+        self.needed_bytes = 0
         self.kv_bytes = 0
 
     def serve(self, reading: list[Sequence], writing: list[Sequence]) -> None:
-        """`reading[i]` has `hold` and the prompt that `writing[i]` goes on from."""
+        """`reading[i]` has `hold` and the prompt that `writing[i]` goes on from. The writing engine has room for all of them; the
+        reading one need not: its blocks are free once their KV was delivered."""
         self._writing = {sequence.sequence_id: sequence for sequence in writing}
-        self._reading = {sequence.sequence_id: sequence for sequence in reading}
-        for number, sequence in enumerate(writing):
-            self._grant(number, sequence)
+        for sequence in writing:
+            self._grant(sequence)
         for sequence in reading:
             self.reader.add(sequence)
-        drawn: dict[str, int] = {}
+        self._drawn: dict[str, int] = {}
         delivered = received = 0
-        while self.reader.has_work:
-            output = self.reader.step(self._pushed)
-            assert output.failed == ()
-            for new in output.tokens:
-                drawn[new.sequence.sequence_id] = new.token
-                self._sessions[new.sequence.sequence_id].finish(b"")
         while delivered < len(reading) or received < len(writing):
+            if self.reader.has_work:
+                self._read()
+            if self.reader.has_work and self.events.empty():
+                continue
             match self.events.get(timeout=LEASE_S):
                 case Received() as event:
                     received += 1
                     self.kv_bytes += event.kv_bytes
-                    assert self.writer.start(self._writing[event.attempt], drawn[event.attempt]) is None
+                    assert self.writer.start(self._writing[event.attempt], self._drawn[event.attempt]) is None
                 case Delivered() as event:
                     delivered += 1
                     assert self.reader.release(event.attempt)
@@ -83,10 +87,24 @@ class HandOver:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _grant(self, number: int, sequence: Sequence) -> None:
+    def _read(self) -> None:
+        output = self.reader.step(self._pushed)
+        assert output.failed == ()
+        for new in output.tokens:
+            self._drawn[new.sequence.sequence_id] = new.token
+            self._sessions[new.sequence.sequence_id].finish(b"")
+
+    def _grant(self, sequence: Sequence) -> None:
         self.writer.reserve(sequence)
         assert [admission.sequence for admission in self.writer.admissions()] == [sequence]
-        self.receiver.open(_terms(number, sequence), sequence.tables)
+        number, windowed = next(self._numbers), self.writer.groups.windowed
+        terms = Terms(number, sequence.sequence_id, sequence.cached_tokens, len(sequence.tokens), LEASE_S, windowed)
+        self.receiver.open(terms, sequence.tables)
+        self._terms[sequence.sequence_id] = terms
+        layout = self.writer.layout
+        self.needed_bytes += sum(
+            region.tokens.size * layout.layer_bytes_per_token(region.layers.start) for region in terms.needed(layout)
+        )
 
     def _pushed(self, parts: tuple[Part, ...], layer: int) -> None:
         for part in parts:
@@ -97,17 +115,11 @@ class HandOver:
 
     def _begin(self, part: Part) -> SendSession:
         """What the prefix cache had comes first."""
-        name, grants = part.sequence.sequence_id, list(self._writing)
-        terms = _terms(grants.index(name), self._writing[name])
+        terms = self._terms[part.sequence.sequence_id]
         session = self.sender.begin(terms, (self.receiver.endpoint,), part.sequence.tables)
         for layer in range(self._layers):
             session.push(layer, 0, part.start)
         return session
-
-
-def _terms(number: int, sequence: Sequence) -> Terms:
-    """Of what the decode side lacks of a sequence."""
-    return Terms(number, sequence.sequence_id, sequence.cached_tokens, len(sequence.tokens), LEASE_S, windowed=True)
 
 
 def _store(runner: TorchRunner) -> TensorStore:

@@ -82,6 +82,8 @@ class FakeMailbox:
 
 
 LAYOUT = KVLayout.whole(layers=(LayerShape(1, 4, 4),) * LAYERS, dtype="float32", block_size=BLOCK_SIZE)
+WINDOW = 6
+SLIDING = KVLayout.whole(layers=(LayerShape(1, 4, 4, WINDOW), LayerShape(1, 4, 4)), dtype="float32", block_size=BLOCK_SIZE)
 
 
 @dataclass
@@ -184,9 +186,9 @@ class FakeReceiver:
         return self.grants.pop(grant, None) is not None
 
 
-def engine(clock: ManualClock, num_blocks: int = 64, **config: object) -> Engine:
+def engine(clock: ManualClock, num_blocks: int = 64, layout: KVLayout = LAYOUT, **config: object) -> Engine:
     runner = SimulatedRunner(
-        layout=LAYOUT,
+        layout=layout,
         num_blocks=num_blocks,
         max_model_len=200,
         vocab_size=100,

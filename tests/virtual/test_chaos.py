@@ -13,6 +13,7 @@ import random
 import pytest
 
 from core.config import Role
+from core.layout import KVLayout, LayerShape
 from mail.faults import Delay, Drop, Duplicate, RandomFaults, Reorder
 from tests.support.virtual.cluster import LEASE_S, VirtualCluster
 from tests.support.virtual.oracle import written_alone
@@ -27,11 +28,13 @@ FAULTS = {
 }
 
 
-def storm(seed: int, kind: str, share: float, requests: int) -> VirtualCluster:
+WINDOWS = (6, 6, 6, 6, 6, None), (48, None), (40, 40)
+
+
+def storm(seed: int, kind: str, share: float, requests: int, **options: object) -> VirtualCluster:
     """Poisson arrivals through a storm, until all have ended."""
-    cluster = VirtualCluster(
-        SHAPES[seed % len(SHAPES)], seed=seed, num_blocks=512, faults=RandomFaults(seed, share, FAULTS[kind]), gateways=2
-    )
+    faults = RandomFaults(seed, share, FAULTS[kind])
+    cluster = VirtualCluster(SHAPES[seed % len(SHAPES)], seed=seed, faults=faults, gateways=2, **{"num_blocks": 512, **options})
     dice = random.Random(seed)
     at_s = cluster.timeline.now()
     for number in range(requests):
@@ -65,6 +68,16 @@ def check(cluster: VirtualCluster, what: str) -> int:
 @pytest.mark.parametrize("share", [0.01, 0.1])
 def test_every_request_ends_exactly_or_with_one_typed_error(kind: str, share: float) -> None:
     check(storm(seed=len(kind), kind=kind, share=share, requests=60), f"{share:.0%} {kind}")
+
+
+@pytest.mark.parametrize("windows", WINDOWS)
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_layers_with_windows_change_nothing_but_what_goes_over(windows: tuple[int | None, ...], share: float) -> None:
+    """In caches that could not hold what is under way if every layer kept everything."""
+    layout = KVLayout.whole(layers=[LayerShape(1, 4, 4, window) for window in windows], dtype="float32", block_size=16)
+    cluster = storm(1, "all", share, 60, layout=layout, num_blocks=120, max_num_batched_tokens=64)
+    assert check(cluster, f"{windows} {share:.0%}") == 0 or share > 0
+    assert cluster.fabric.kv_bytes > 0
 
 
 @pytest.mark.long

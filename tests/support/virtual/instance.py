@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 
 from core.config import EngineConfig, Role
@@ -12,7 +13,7 @@ from decode.worker import DecodeWorker
 from engine.engine import Engine
 from engine.plan import LayerListener, StepPlan
 from engine.simulated_runner import SimulatedRunner, SimulatedStep
-from instance.loop import EngineLoop
+from instance.loop import EngineLoop, TransferEvent
 from kv_transfer.byte_store import ByteStore
 from mail.attempt_book import AttemptBook
 from mail.outbox import Outbox
@@ -25,6 +26,7 @@ VOCAB = 1000
 BLOCK_SIZE = 16
 HEARTBEAT_S = 0.2
 COST = CostModel(step_s=5e-3, prefill_token_s=5e-5, attention_s=0.0, decode_sequence_s=1e-4, decode_context_s=0.0)
+LATE_EVENTS = 0.02
 LAYOUT = KVLayout.whole(layers=(LayerShape(1, 4, 4),) * 2, dtype="float32", block_size=BLOCK_SIZE)
 
 
@@ -60,8 +62,10 @@ class VirtualInstance:
         store = ByteStore(layout, num_blocks)
         self._mailbox = post.open(self.address.mailbox)
         self._peers = post.peers(self.address.mailbox)
-        self.sender = VirtualSender(fabric, store, lambda event: self.loop.post(event))
-        self.receiver = VirtualReceiver(fabric, f"kv://{name}/{incarnation}", store, lambda event: self.loop.post(event))
+        self._dice = random.Random(f"{name}/{incarnation}")
+        self._late_s = lease_s
+        self.sender = VirtualSender(fabric, store, self._hand_over)
+        self.receiver = VirtualReceiver(fabric, f"kv://{name}/{incarnation}", store, self._hand_over)
         self.book = AttemptBook(self.address, Outbox(self.address, self._peers, timeline), self._peers, timeline, lease_s)
         self.prefill = PrefillWorker(self.engine, self.sender, self.book, timeline)
         self.decode = DecodeWorker(
@@ -104,6 +108,11 @@ class VirtualInstance:
         if self.receiver.open_grants:
             found.append(f"{self.receiver.open_grants} grants are still open")
         return [f"{self.address.name}: {line}" for line in found]
+
+    def _hand_over(self, event: TransferEvent) -> None:
+        """A transfer's thread tells the loop of an event; now and then it has to wait for a processor first."""
+        delay_s = self._dice.uniform(0, self._late_s) if self._dice.random() < LATE_EVENTS else 0.0
+        self._timeline.after(delay_s, lambda: None if self._dead else self.loop.post(event))
 
     def step_ends_at(self, time_s: float) -> None:
         self._timeline.at(time_s, self.wake)

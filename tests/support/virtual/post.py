@@ -54,6 +54,7 @@ class Post:
 
     def close(self, endpoint: str) -> None:
         self._boxes.pop(endpoint, None)
+        self._last_s = {pair: due_s for pair, due_s in self._last_s.items() if endpoint not in pair}
 
     def peers(self, sender: str) -> MessageSender:
         sound = VirtualPeers(self, sender)
@@ -64,7 +65,9 @@ class Post:
         kind = type(message).__name__
         self.sent[kind] = self.sent.get(kind, 0) + 1
         due_s = self._timeline.now() + self._latency_s * (0.5 + self._dice.random())
-        due_s = self._last_s[sender, receiver] = max(due_s, self._last_s.get((sender, receiver), 0.0))
+        due_s = max(due_s, self._last_s.get((sender, receiver), 0.0))
+        if sender in self._boxes and receiver in self._boxes:
+            self._last_s[sender, receiver] = due_s
         self._timeline.at(due_s, lambda: self._arrive(receiver, packed))
         return True
 
