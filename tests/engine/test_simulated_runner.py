@@ -104,7 +104,7 @@ def test_oversleeping_after_one_layer_is_made_up_for_after_the_next() -> None:
     def oversleep(seconds: float) -> None:
         clock.advance(seconds + 0.25)
 
-    runner = SimulatedRunner(layout(4, layers=4), 8, 64, VOCAB, COST, oversleep, clock=clock)
+    runner = SimulatedRunner(layout(4, windows=(None,) * 4), 8, 64, VOCAB, COST, oversleep, clock=clock)
     run(runner, whole(sequence("p", [1] * 10)), lambda layer: None)
     assert clock.now() == pytest.approx(2.25)
 
@@ -118,7 +118,7 @@ def test_a_slow_listener_counts_into_the_time_of_the_step() -> None:
 
 def test_without_a_clock_every_layer_sleeps_its_share() -> None:
     slept: list[float] = []
-    runner = SimulatedRunner(layout(4, layers=4), 8, 64, VOCAB, COST, slept.append)
+    runner = SimulatedRunner(layout(4, windows=(None,) * 4), 8, 64, VOCAB, COST, slept.append)
     run(runner, whole(sequence("p", [1] * 10)), lambda layer: None)
     assert slept == [pytest.approx(0.5)] * 4
 
