@@ -119,6 +119,7 @@ def _heartbeat(me: Address) -> Heartbeat:
         fingerprint="f",
         layout=KVLayout.whole(layers=(LayerShape(2, 8, 8),), dtype="float32", block_size=16),
         total_blocks=1 << 20,
+        capacity_tokens=1 << 24,
         max_model_len=1 << 16,
         max_num_seqs=4096,
         kv_endpoint="",

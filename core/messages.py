@@ -220,7 +220,10 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
-    """An instance introduces itself and says how it is, several times a second."""
+    """An instance introduces itself and says how it is, several times a second.
+
+    `capacity_tokens`: the longest sequence that its cache could hold, were it alone.
+    """
 
     worker: Address
     role: str
@@ -229,6 +232,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
     fingerprint: str
     layout: KVLayout
     total_blocks: int
+    capacity_tokens: int
     max_model_len: int
     max_num_seqs: int
     kv_endpoint: str

@@ -90,6 +90,7 @@ class Engine:
         size = runner.layout.block_size
         windows = Windows(self._groups, size, config.max_num_batched_tokens, runner.steps_ahead)
         self._blocks = BlockManager(runner.num_blocks, size, config.prefix_cache, windows)
+        self._capacity_tokens = windows.longest(runner.num_blocks, runner.max_model_len)
         self._scheduler = Scheduler(
             self._blocks,
             config.max_num_seqs,
@@ -120,6 +121,11 @@ class Engine:
     @property
     def num_blocks(self) -> int:
         return self._blocks.num_blocks
+
+    @property
+    def capacity_tokens(self) -> int:
+        """The longest sequence that the cache could hold, were it alone; at most what the model takes."""
+        return self._capacity_tokens
 
     @property
     def max_model_len(self) -> int:

@@ -10,7 +10,8 @@ that of the request in the cluster, the same on every engine (`waiting_queue.Ord
 
 Invariants:
 - Prompts and reservations wait in one queue. Admission gives blocks for *all* tokens that a sequence has, so only decoding
-  grows, by one block at a time. A sequence with `hold` never decodes and so never grows.
+  grows, by one block at a time. A sequence with `hold` never decodes and so never grows. Layers with windows take theirs as steps
+  are decided, out of what was promised at admission, and never lack any (`engine.promises`).
 - Admission keeps room for the output of all who write here (`engine.room`). So nobody is preempted for want of blocks while
   outputs are no longer than that.
 - Nobody is overtaken for blocks: what does not fit yet blocks all that is younger, so a large claim cannot starve. A

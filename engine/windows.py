@@ -6,6 +6,7 @@ comes after that. Neighbours: `core.groups` says which layers are in a group, `e
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 
 from core.groups import LayerGroup, LayerGroups
@@ -29,6 +30,7 @@ class Windows:
         self.count = len(groups.groups)
         self.full = tuple(index for index, group in enumerate(groups.groups) if group.sliding_window is None)
         self.windowed = tuple((index, group) for index, group in enumerate(groups.groups) if group.sliding_window is not None)
+        self._groups = groups.groups
         self._block_size = block_size
         self._chunk = chunk
         self._steps_ahead = steps_ahead
@@ -50,6 +52,11 @@ class Windows:
             return whole
         under_way = (1 + self._steps_ahead) * (1 if decodes else self._chunk)
         return min(whole, -(-(group.sliding_window - 1 + under_way) // self._block_size) + 1)
+
+    def longest(self, blocks: int, limit: int) -> int:
+        """The most tokens, at most `limit`, that a sequence can have with so many blocks."""
+        fits = range(limit + 1)
+        return bisect_right(fits, blocks, key=lambda tokens: sum(self.reach(group, tokens, False) for group in self._groups)) - 1
 
     def promise(self, sequence: Sequence, decodes: bool) -> int:
         """The same over all groups with a window, for all tokens that the sequence may come to have."""

@@ -197,6 +197,7 @@ class Instance:
             fingerprint=self._model.fingerprint,
             layout=runner.layout,
             total_blocks=runner.num_blocks,
+            capacity_tokens=self._engine.capacity_tokens,
             max_model_len=runner.max_model_len,
             max_num_seqs=spec.engine.max_num_seqs,
             kv_endpoint=self._receiver.endpoint,

@@ -232,7 +232,7 @@ class ClusterState:
                 beat=beat,
                 last_seen_s=tracked.last_seen_s,
                 kv_bytes_per_token=tracked.kv_bytes_per_token,
-                capacity_tokens=min(beat.max_model_len, beat.total_blocks * beat.layout.block_size),
+                capacity_tokens=min(beat.max_model_len, beat.capacity_tokens),
                 stuck=tracked.stuck,
                 refusing=tracked.refusing,
                 waiting_tokens=load.waiting_tokens + _total(tracked.assigned, 1),

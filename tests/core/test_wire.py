@@ -78,6 +78,7 @@ MESSAGES: tuple[Message, ...] = (
         fingerprint="f",
         layout=KVLayout.whole(layers=(LayerShape(2, 64, 64),), dtype="bfloat16", block_size=16),
         total_blocks=10,
+        capacity_tokens=160,
         max_model_len=100,
         max_num_seqs=4,
         kv_endpoint="127.0.0.1:9",

@@ -41,7 +41,8 @@ def plain_attention(query, keys, values, spec, sinks):
 
 
 def scenario(spec: LayerSpec, lengths: list[tuple[int, int]], block_size: int, poison: float = 0.0):
-    """`lengths` are (context, new tokens). Blocks are handed out in a shuffled order; unused memory holds `poison`."""
+    """`lengths` are (context, new tokens). Blocks are handed out in a shuffled order; unused memory holds `poison`, and so
+    does what a window has left, in blocks that belong to nobody."""
     generator = torch.Generator().manual_seed(len(lengths) * 100 + block_size)
     blocks_of = [-(-context // block_size) for context, _ in lengths]
     order = (torch.randperm(sum(blocks_of) + 3, generator=generator)).tolist()
@@ -58,7 +59,9 @@ def scenario(spec: LayerSpec, lengths: list[tuple[int, int]], block_size: int, p
         keys = torch.randn(context, spec.kv_heads, spec.key_dim, generator=generator)
         values = torch.randn(context, spec.kv_heads, spec.value_dim, generator=generator)
         slots = torch.tensor([own[i // block_size] * block_size + i % block_size for i in range(context)])
-        backend.write(keys, values, cache, slots)
+        left = 0 if spec.sliding_window is None else max(0, context - new - spec.sliding_window + 1)
+        backend.write(keys[left:], values[left:], cache, slots[left:])
+        tables[-1][: left // block_size] = order[:1] * (left // block_size)
         slots_all.append(slots[-new:])
         queries.append(torch.randn(new, spec.query_heads, spec.key_dim, generator=generator))
         wanted.append(plain_attention(queries[-1], keys, values, spec, sinks))
@@ -92,9 +95,11 @@ def test_each_query_head_may_have_its_own_kv_head():
     torch.testing.assert_close(got, wanted, atol=2e-6, rtol=2e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"softcap": 2.0}, {"sliding_window": 2}, {"sliding_window": 1, "has_sinks": True}], ids=str
+)
 def test_nan_left_in_memory_by_others_does_not_reach_a_result(options):
-    got, wanted = scenario(spec(**options), [(5, 1), (3, 1), (6, 4)], 4, poison=math.nan)
+    got, wanted = scenario(spec(**options), [(5, 1), (3, 1), (16, 4), (23, 1)], 4, poison=math.nan)
     torch.testing.assert_close(got, wanted, atol=2e-6, rtol=2e-5)
 
 

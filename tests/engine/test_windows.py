@@ -96,6 +96,27 @@ def test_windows_make_a_prompt_fit_that_would_not_fit_all_layers() -> None:
         engine(least - 1, (8, 8, 8, None)).add(sequence("b", LONG, 4))
 
 
+@pytest.mark.parametrize(
+    ("windows", "blocks", "tokens"),
+    [
+        ((None, None), 16, 64),
+        ((8, None), 2, 4),
+        ((8, None), 9, 16),
+        ((8, None), 21, 64),
+        ((8, 8, 8, None), 31, 64),
+        ((8,), 5, 256),
+    ],
+)
+def test_what_a_cache_can_hold_of_one_sequence(windows: LayerWindows, blocks: int, tokens: int) -> None:
+    """It holds that much, and no token more."""
+    it = engine(blocks, windows)
+    assert it.capacity_tokens == tokens
+    it.add(sequence("a", [1] * (tokens - 1), 1))
+    if tokens < it.max_model_len:
+        with pytest.raises(ContextLengthExceeded):
+            it.add(sequence("b", [1] * tokens, 2))
+
+
 def test_without_a_full_layer_a_sequence_of_any_length_needs_a_fixed_number_of_blocks() -> None:
     it = engine(5, (8, 8), prefix_cache=False)
     made = sequence("a", LONG * 3, 60)
@@ -175,24 +196,24 @@ def test_what_a_sequence_needs_is_not_evicted_for_what_it_gets() -> None:
 
 
 def test_a_block_of_which_only_the_end_came_in_is_never_reused() -> None:
-    it = engine(60, (6, None))
+    it = engine(60, (5, None))
     runner = it._runner
     assert isinstance(runner, KVCheckingRunner)
     moved = sequence("moved", LONG[:30], 8)
     it.reserve(moved)
     it.admissions()
     assert [block == NO_BLOCK for block in moved.tables[0]] == [True] * 6 + [False] * 2
-    runner.write(moved, 0, 30)  # of the windowed layer tokens 25 to 29: block 6 begins with 24
+    runner.write(moved, 0, 30)  # of the windowed layer tokens 26 to 29: block 6 begins with 24, which token 28 sees
     assert it.start(moved, run_alone(LONG[:30], SamplingParams(max_tokens=1))[0]) is None
     finish(it)
-    later = sequence("later", LONG[:31], 1)
+    later = sequence("later", LONG[:29], 1)
     it.add(later)
     finish(it)
     assert later.cached_tokens == 0
     whole = sequence("whole", [*moved.tokens[:36], 49], 1)
     it.add(whole)
     finish(it)
-    assert whole.cached_tokens == 36, "blocks 7 and 8 are whole, and all that token 36 sees"
+    assert whole.cached_tokens == 36, "block 8 is whole, and all that token 36 sees"
 
 
 def test_a_reservation_gets_what_its_prefix_supplies_and_room_for_the_rest_of_the_window() -> None:
@@ -239,6 +260,17 @@ def test_a_refused_claim_is_looked_at_again_when_anything_is_cached() -> None:
         blocks.register(other, end - 8)
     assert room.take(claim, [], 0)
     assert claim.matched_blocks == 6
+
+
+def test_a_promise_that_ended_counts_like_freed_blocks() -> None:
+    blocks = manager(11, 6, None)
+    room = Room(blocks, headroom_tokens=0)
+    owner, claim = sequence("owner", LONG[:24], 1), sequence("claim", LONG[30:54], 1)
+    assert room.take(owner, [], 0)
+    assert (kept(owner, 0), blocks.available_blocks, blocks.free_blocks) == (0, 0, 5)
+    assert not room.take(claim, [], 0)
+    blocks.free(owner)
+    assert room.take(claim, [], 0)
 
 
 # --- the checker ----------------------------------------------------------------------------------------------------------

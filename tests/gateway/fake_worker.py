@@ -173,6 +173,7 @@ class FakeWorker(threading.Thread):
             fingerprint="f",
             layout=KVLayout.whole(layers=(LayerShape(2, 8, 8),), dtype="float32", block_size=16),
             total_blocks=1000,
+            capacity_tokens=16_000,
             max_model_len=self.max_model_len,
             max_num_seqs=64,
             kv_endpoint="127.0.0.1:1",

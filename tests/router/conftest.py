@@ -39,6 +39,7 @@ def beat() -> Beat:
             fingerprint=fingerprint,
             layout=KVLayout.whole(layers=(LayerShape(2, 8, 8),), dtype=dtype, block_size=block_size),
             total_blocks=total_blocks,
+            capacity_tokens=total_blocks * block_size,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             kv_endpoint="127.0.0.1:1",

@@ -243,6 +243,7 @@ def beat_factory():
             fingerprint=fingerprint,
             layout=KVLayout.whole(layers=(LayerShape(2, 8, 8),), dtype="float32", block_size=16),
             total_blocks=total_blocks,
+            capacity_tokens=total_blocks * 16,
             max_model_len=1024,
             max_num_seqs=8,
             kv_endpoint="",

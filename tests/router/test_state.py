@@ -231,6 +231,7 @@ def _plain_beat(name, incarnation):
         fingerprint="f",
         layout=KVLayout.whole(layers=(LayerShape(1, 1, 1),), dtype="float32", block_size=1),
         total_blocks=1,
+        capacity_tokens=1,
         max_model_len=2,
         max_num_seqs=1,
         kv_endpoint="",

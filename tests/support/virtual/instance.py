@@ -141,6 +141,7 @@ class VirtualInstance:
             fingerprint="virtual",
             layout=self._runner.layout,
             total_blocks=self._runner.num_blocks,
+            capacity_tokens=self.engine.capacity_tokens,
             max_model_len=self._runner.max_model_len,
             max_num_seqs=self._config.max_num_seqs,
             kv_endpoint=self.receiver.endpoint,
