@@ -60,7 +60,7 @@ class Generation:
 
     @property
     def complete(self) -> bool:
-        return self.finish is not None and len(self.tokens) >= self.last + 1 - min(self.tokens, default=0)
+        return self.finish is not None and self.position > self.last
 
     @property
     def ended(self) -> bool:
