@@ -41,13 +41,14 @@ class Fit:
     Attributes:
         matched: for each group, blocks of the longest cached prefix, all of one length.
         lacking: how many more would have to be available. 0 if there is room.
-        next_content: name of the block that would have made the match longer; None if it is as long as it may be, or if there
-            are several that might.
+        next_content: name of the block that groups without a window lack for a longer match; None if they lack none.
+        latent: how many fewer might be lacking if what windows see were cached as far as groups without one have all.
     """
 
     matched: list[list[int]]
     lacking: int
     next_content: bytes | None
+    latent: int
 
 
 class BlockManager:
@@ -134,12 +135,12 @@ class BlockManager:
         """Whether `allocate` would give a sequence blocks, and if not, why. Nothing changes."""
         if sequence.tables:
             raise ValueError(f"sequence {sequence.sequence_id} already owns {self.owned(sequence)} blocks")
-        matched, next_content = self._match(sequence)
+        matched, next_content, latent = self._match(sequence)
         references = self._pool.references
         shared = sum(1 for group in self._full for block in matched[group] if references[block] > 0)
         # What matches in a group with a window is a part of the promise.
         wanted = self.kept_for(len(sequence.tokens)) - shared + self.windows.promise(sequence, sequence.incoming) + spare_blocks
-        return Fit(matched, max(0, wanted - self.available_blocks), next_content)
+        return Fit(matched, max(0, wanted - self.available_blocks), next_content, latent)
 
     def give(self, sequence: Sequence, matched: list[list[int]]) -> None:
         """Carry out a `fit` that lacks nothing, before anything else happens here.
@@ -286,36 +287,35 @@ class BlockManager:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _match(self, sequence: Sequence) -> tuple[list[list[int]], bytes | None]:
-        """For each group, blocks of the longest cached prefix, and what should follow them. Where no group has a window, hashes
-        are made only as far as that."""
-        limit = (len(sequence.tokens) - 1) // self.block_size if self.prefix_cache else 0
-        if self.windowed or len(self._full) > 1:
-            return self._match_windows(sequence, limit), None
-        found: list[int] = []
-        for index in range(limit):
-            name = self._contents.name(sequence, 0, index)
-            block = self._contents.find(name)
-            if block is None:
-                return [found], name
-            found.append(block)
-        return [found], None
+    def _match(self, sequence: Sequence) -> tuple[list[list[int]], bytes | None, int]:
+        """For each group, blocks of the longest cached prefix; then `next_content` and `latent` of a `Fit`. Where a group without
+        a window lacks one, hashes are made no further."""
+        run = (len(sequence.tokens) - 1) // self.block_size if self.prefix_cache else 0
+        found: dict[int, list[int]] = {}
+        next_content = None
+        for group in self._full:
+            found[group] = self._contents.run(sequence, group, run)
+            if len(found[group]) < run:
+                run = len(found[group])
+                next_content = self._contents.name(sequence, group, run)
+        length = self._seen(sequence, found, run)
+        latent = [block for blocks in found.values() for block in blocks[length:run] if self._pool.references[block] > 0]
+        return [found[group][:length] for group in range(self.windows.count)], next_content, len(latent)
 
-    def _match_windows(self, sequence: Sequence, limit: int) -> list[list[int]]:
+    def _seen(self, sequence: Sequence, found: dict[int, list[int]], run: int) -> int:
+        """The length of the longest match, at most `run`. Adds what groups with a window have of it to `found`."""
         contents = self._contents
 
         def find(group: int, index: int) -> int | None:
             return contents.find(contents.name(sequence, group, index))
 
         position = len(sequence.tokens) if sequence.incoming else None
-        length = 0 if len(contents) == 0 else self.windows.longest_match(limit, find, position)
-        matched = [[NO_BLOCK] * length for _ in range(self.windows.count)]
-        firsts = dict.fromkeys(self._full, 0)
+        length = self.windows.longest_match(run, find, position)
         for group, window in self.windows.windowed:
-            firsts[group] = self.windows.first_kept(window, length * self.block_size if position is None else position)
-        for group, first in firsts.items():
-            matched[group][first:] = [find(group, index) or 0 for index in range(first, length)]
-        return matched
+            first = self.windows.first_kept(window, length * self.block_size if position is None else position)
+            seen = [find(group, index) or 0 for index in range(first, length)]
+            found[group] = [NO_BLOCK] * (length - len(seen)) + seen
+        return length
 
     def _promise(self, sequence: Sequence) -> None:
         """Promise what groups with a window will need, and begin with what matched of it."""

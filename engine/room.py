@@ -21,14 +21,12 @@ from engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """A claim that found no room: how many blocks it lacked, and what was given up until then. `next_content` is the first
-    block of it that was not in the cache, if one block alone could make its match longer, and `registered` how many had ever been
-    there; `in_vain` is set when not even the blocks of all that may lose theirs would do."""
+    """A claim that found no room, and why. `given_up` is what was until then, `registered` how many blocks had ever been in the
+    cache; `in_vain` is set when not even the blocks of all that may lose theirs would do."""
 
     claim: Sequence
-    lacking: int
+    fit: Fit
     given_up: int
-    next_content: bytes | None
     registered: int
     in_vain: bool = False
 
@@ -99,19 +97,19 @@ class Room:
         return own + sum(map(self.headroom, writers))
 
     def _refused(self, claim: Sequence, fit: Fit, in_vain: bool = False) -> _Refusal:
-        return _Refusal(claim, fit.lacking, self._ever_given_up(), fit.next_content, self._blocks.registered, in_vain)
+        return _Refusal(claim, fit, self._ever_given_up(), self._blocks.registered, in_vain)
 
     def _still_refused(self, claim: Sequence) -> bool:
         """What it lacks shrinks by no more than the blocks that were freed and the room that others no longer need, or by a
-        longer match in the cache. That begins where the last one ended, unless some group has a window."""
+        longer match in the cache. That begins where the last one ended, but for what windows lacked: any block may bring that."""
         refusal = self._refusal
         if refusal is None or refusal.claim is not claim:
             return False
-        if refusal.next_content is not None and self._blocks.is_cached(refusal.next_content):
+        fit = refusal.fit
+        if fit.next_content is not None and self._blocks.is_cached(fit.next_content):
             return False
-        if self._blocks.windowed and self._blocks.registered != refusal.registered:
-            return False
-        return self._ever_given_up() - refusal.given_up < refusal.lacking
+        latent = fit.latent if self._blocks.registered != refusal.registered else 0
+        return self._ever_given_up() - refusal.given_up + latent < fit.lacking
 
     def _ever_given_up(self) -> int:
         return self._given_up + self._blocks.freed

@@ -66,21 +66,20 @@ class Windows:
         most = len(sequence.tokens) if sequence.hold else sequence.prompt_tokens + sequence.sampling.max_tokens - 1
         return sum(self.reach(group, max(most, len(sequence.tokens)), decodes) for _, group in self.windowed)
 
-    def longest_match(self, limit: int, find: Callable[[int, int], int | None], position: int | None) -> int:
-        """The largest prefix, in blocks and at most `limit`, that a sequence can go on behind: of a group without a window all
-        of its blocks can be found (`find(group, index)`), of one with a window those that the token at `position` sees. None:
-        that which follows the prefix."""
-        runs = [0] * self.count  # for each group, how many blocks up to here are there without a gap
-        best = 0
-        for index in range(limit):
-            if any(find(group, index) is None for group in self.full):
+    def longest_match(self, run: int, find: Callable[[int, int], int | None], position: int | None) -> int:
+        """The largest prefix, in blocks and at most `run`, that a sequence can go on behind: of groups with a window those can be
+        found (`find(group, index)`) that the token at `position` sees. None: that which follows the prefix.
+
+        Looks from the end on: behind every longer prefix, too, a block that is missing is seen. So what is left of the windows is
+        not looked for."""
+        end = run
+        while end > 0:
+            seen = [
+                (group, self.first_kept(window, end * self._block_size if position is None else position))
+                for group, window in self.windowed
+            ]
+            gaps = [next((index for index in range(first, end) if find(group, index) is None), end) for group, first in seen]
+            if min(gaps, default=end) == end:
                 break
-            fits = True
-            end = index + 1
-            for group, window in self.windowed:
-                runs[group] = runs[group] + 1 if find(group, index) is not None else 0
-                first = self.first_kept(window, end * self._block_size if position is None else position)
-                fits = fits and runs[group] >= end - first
-            if fits:
-                best = end
-        return best
+            end = min(gaps)
+        return end

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
 import pytest
 
 from core.clock import ManualClock
@@ -57,6 +61,19 @@ def computed(blocks: BlockManager, name: str, tokens: list[int], **options: obje
         made.computed_tokens = made.launched_tokens = end
         blocks.register(made, first)
     return made
+
+
+def count_calls(owner: object, method: str) -> list[None]:
+    """One entry more whenever that method is called from now on."""
+    calls: list[None] = []
+    original: Callable[..., Any] = getattr(owner, method)
+
+    def counted(*args: object) -> Any:
+        calls.append(None)
+        return original(*args)
+
+    setattr(owner, method, counted)
+    return calls
 
 
 # --- how many -------------------------------------------------------------------------------------------------------------
@@ -258,6 +275,78 @@ def test_a_refused_claim_is_looked_at_again_when_anything_is_cached() -> None:
         blocks.advance(other, end)
         other.computed_tokens = other.launched_tokens = end
         blocks.register(other, end - 8)
+    assert room.take(claim, [], 0)
+    assert claim.matched_blocks == 6
+
+
+@pytest.mark.parametrize("windows", [(6,), (6, None), (1, None), (6, 20, None), (6, 20)])
+@pytest.mark.parametrize("incoming", [False, True])
+def test_the_longest_match_is_the_longest_of_all_prefixes_that_would_do(windows: LayerWindows, incoming: bool) -> None:
+    chance = Random(str((windows, incoming)))
+    for _ in range(200):
+        blocks = manager(60, *windows)
+        blocks.free(computed(blocks, "a", LONG[:48]))
+        for block in range(60):
+            if chance.random() < 0.1:
+                blocks._pool.forget(block)
+        again = sequence("b", LONG[:41], 1)
+        again.incoming = incoming
+
+        def cached(group: int, index: int, again: Sequence = again, blocks: BlockManager = blocks) -> bool:
+            return blocks.is_cached(blocks._contents.name(again, group, index))
+
+        fit = blocks.fit(again)
+        does = [
+            all(
+                cached(group, index)
+                for group, window in enumerate(windows)
+                for index in range(0 if window is None else max(0, (41 if incoming else end * SIZE) - window + 1) // SIZE, end)
+            )
+            for end in range(11)
+        ]
+        assert [len(table) for table in fit.matched] == [max(end for end in range(11) if does[end])] * len(windows)
+
+
+def test_a_long_match_looks_up_no_more_than_its_windows_see() -> None:
+    """A prompt of 100,000 tokens may be the head of the queue for many steps."""
+    blocks = manager(80, 6, 6, 6, None)
+    blocks.free(computed(blocks, "a", LONG))
+    again = sequence("b", [*LONG, 99], 1)
+    looked_up = count_calls(blocks._contents, "find")
+    assert [len(table) for table in blocks.fit(again).matched] == [16] * 4
+    assert len(looked_up) == 2 * 3 * 2, "of each window two blocks, once to find them and once to take them"
+
+
+def test_a_refused_claim_is_looked_at_again_only_if_what_is_cached_could_make_room() -> None:
+    """In windows alone a match spares nothing: what they see is promised all the same."""
+    blocks = manager(11, 6)
+    room = Room(blocks, headroom_tokens=0)
+    other, claim = sequence("other", LONG[:24], 1), sequence("claim", [*LONG[:32], 99], 1)
+    third = sequence("third", LONG[30:40], 1)
+    assert room.take(other, [], 0)
+    assert room.take(third, [], 0)
+    looks = count_calls(blocks, "fit")
+    for end in (8, 16, 24):
+        assert not room.take(claim, [], 0)
+        blocks.advance(other, end)
+        other.computed_tokens = other.launched_tokens = end
+        blocks.register(other, end - 8)
+    assert len(looks) == 1
+    blocks.free(other)
+    assert room.take(claim, [], 0)
+
+
+def test_a_claim_that_lacked_only_what_windows_see_is_looked_at_again_when_that_is_cached() -> None:
+    blocks = manager(24, 6, None)
+    room = Room(blocks, headroom_tokens=0)
+    other = computed(blocks, "other", LONG[:24])
+    claim = sequence("claim", [*LONG[:24], 99], 1)
+    for index in (4, 5):
+        blocks._contents.forget(other.tables[0][index])
+    assert room.take(sequence("filler", LONG[30:42], 1, hold=True), [], 0)
+    assert (blocks.fit(claim).latent, blocks.available_blocks) == (2, 7)
+    assert not room.take(claim, [], 0), "3 blocks beside 4 that match, and a window of 5"
+    blocks.register(other, 16)
     assert room.take(claim, [], 0)
     assert claim.matched_blocks == 6
 
