@@ -59,7 +59,7 @@ class BlockManager:
         windows: the groups of layers; None is one that keeps everything.
 
     Attributes:
-        freed: goes up by every block that becomes available, and by some that were so before.
+        freed: goes up by every block that becomes available or a prefix that matches spares, and by some that were so before.
         windowed: whether some group has a window.
     """
 
@@ -344,6 +344,8 @@ class BlockManager:
 
     def _take_promised(self) -> int:
         self._promises.taken()
+        if self._full:  # of what is evicted, somebody may have a copy under way, which then spares blocks
+            self.freed += 1
         return self._take()
 
     def _slide(self, sequence: Sequence, promise: Promise) -> None:

@@ -351,6 +351,22 @@ def test_a_claim_that_lacked_only_what_windows_see_is_looked_at_again_when_that_
     assert claim.matched_blocks == 6
 
 
+def test_a_refused_claim_is_looked_at_again_when_what_it_matched_came_into_use_by_eviction() -> None:
+    """`other` has a copy under way of what `claim` matches; its window evicts the cached one, and so the copy becomes shared."""
+    blocks = manager(7, None, 6)
+    room = Room(blocks, headroom_tokens=0)
+    for name, tokens in (("evicted", LONG[:4]), ("cached", LONG[30:38])):
+        blocks.free(computed(blocks, name, tokens))
+    other, claim = sequence("other", LONG[:4], 1), sequence("claim", LONG[:9], 1)
+    assert room.take(other, [], 0)
+    assert not room.take(claim, [], 0)
+    blocks.advance(other, 4)
+    other.computed_tokens = other.launched_tokens = 4
+    blocks.register(other, 0)
+    assert room.take(claim, [], 0)
+    assert blocks.check([other, claim]) == []
+
+
 def test_a_promise_that_ended_counts_like_freed_blocks() -> None:
     blocks = manager(11, 6, None)
     room = Room(blocks, headroom_tokens=0)
