@@ -69,7 +69,7 @@ class BlockManager:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.prefix_cache = prefix_cache
-        self.windows = windows or Windows.none(block_size)
+        self.windows = windows or Windows.none(block_size, num_blocks)
         self.windowed = bool(self.windows.windowed)
         self.freed = 0
         self._full = self.windows.full

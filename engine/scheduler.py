@@ -268,6 +268,8 @@ class Scheduler:
 
     def _schedule_chunk(self, sequence: Sequence, budget: int, parts: list[Part]) -> int:
         count = min(budget, sequence.unlaunched_tokens)
+        if self.blocks.windowed:
+            count = min(count, self.blocks.windows.chunk(sequence))
         if count > 0:
             parts.append(Part(sequence, sequence.launched_tokens, count, count == sequence.unlaunched_tokens))
         return count

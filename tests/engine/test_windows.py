@@ -48,7 +48,7 @@ def kept(made: Sequence, group: int) -> int:
 
 def manager(num_blocks: int, *windows: int | None, chunk: int = 8, steps_ahead: int = 0) -> BlockManager:
     groups = LayerGroups(tuple(LayerGroup((layer,), window) for layer, window in enumerate(windows)))
-    return BlockManager(num_blocks, SIZE, True, Windows(groups, SIZE, chunk, steps_ahead))
+    return BlockManager(num_blocks, SIZE, True, Windows(groups, SIZE, num_blocks, chunk, steps_ahead))
 
 
 def computed(blocks: BlockManager, name: str, tokens: list[int], **options: object) -> Sequence:
@@ -164,6 +164,29 @@ def test_a_prompt_that_is_read_keeps_exactly_what_goes_over() -> None:
     assert (kept(held, 1), it.load().held_blocks, it.load().free_blocks) == (8, 10, 30)
     assert it.release("a")
     finish(it)
+
+
+def test_a_sequence_that_fits_only_so_is_read_in_chunks_of_a_window() -> None:
+    """With 40 tokens in a step each window would keep all of the 67, in 17 blocks, and so no such prompt would ever fit."""
+    it = engine(17 + 3 * 5, (8, 8, 8, None), chunk=40, prefix_cache=False)
+    assert it.capacity_tokens == 68
+    long, short = sequence("long", LONG, 4), sequence("short", LONG[:20], 4)
+    it.add(long)
+    it.add(short)
+    chunks: dict[str, list[int]] = {"long": [], "short": []}
+    while it.has_work:
+        for part in it.step().parts:
+            chunks[part.sequence.sequence_id].append(part.count)
+    assert chunks == {"long": [8] * 8 + [1] * 3, "short": [20, 1, 1, 1]}
+    assert long.tokens[64:] == run_alone(LONG, SamplingParams(max_tokens=4))
+    finish(it)
+
+
+def test_a_reservation_fits_a_cache_that_is_smaller_than_the_largest_step() -> None:
+    it = engine(17 + 3 * 5, (8, 8, 8, None), chunk=1000)
+    moved = sequence("moved", LONG, 4)
+    it.reserve(moved)
+    assert [admission.sequence for admission in it.admissions()] == [moved]
 
 
 # --- reuse ----------------------------------------------------------------------------------------------------------------
