@@ -43,14 +43,15 @@ class Room:
     def wanted(self, sequence: Sequence) -> int:
         """Blocks for its tokens and for the output that room is kept for: what a claim needs, without what the prefix cache
         has of it."""
-        return self._kept_for(sequence) + self._blocks.windows.promise(sequence, sequence.incoming)
+        written, windows = self._written(sequence), self._blocks.windows
+        reading = windows.promise(sequence, len(sequence.tokens), sequence.incoming)
+        return self._blocks.kept_for(written) + max(reading, windows.promise(sequence, written, True))
 
     def headroom(self, sequence: Sequence) -> int:
-        """Of these, the blocks that somebody who has his tokens' blocks does not own yet. Those that he is promised are no
-        concern of anybody else."""
+        """Of these, the blocks that somebody who has his tokens' blocks neither owns nor is promised yet."""
         if not sequence.tables:
             return self.wanted(sequence)
-        return max(0, self._kept_for(sequence) - self._blocks.kept(sequence))
+        return self._blocks.lacking_for(sequence, self._written(sequence))
 
     def give_up(self, blocks: int) -> None:
         """So many blocks need not be kept any longer: whoever they were kept for is gone."""
@@ -65,7 +66,7 @@ class Room:
         spare = self._spare(claim, writers) + passed_blocks
         fit = self._blocks.fit(claim, spare)
         if fit.lacking == 0:
-            self._blocks.give(claim, fit.matched)
+            self._blocks.give(claim, fit.match.tables)
             self._refusal = None  # it may have been about somebody who passed this claim
             return True
         self._refusal = self._refused(claim, fit)
@@ -84,16 +85,16 @@ class Room:
             self._refusal = self._refused(claim, fit, in_vain=True)
         return found
 
-    def _kept_for(self, sequence: Sequence) -> int:
-        tokens = sequence.total_tokens
-        if not sequence.hold:
-            # The last token is drawn but never computed.
-            last = sequence.prompt_tokens + sequence.sampling.max_tokens - 1
-            tokens = min(tokens + self._headroom_tokens, last)
-        return self._blocks.kept_for(tokens)
+    def _written(self, sequence: Sequence) -> int:
+        """Its tokens and the output that room is kept for."""
+        if sequence.hold:
+            return sequence.total_tokens
+        # The last token is drawn but never computed.
+        last = sequence.prompt_tokens + sequence.sampling.max_tokens - 1
+        return min(sequence.total_tokens + self._headroom_tokens, last)
 
     def _spare(self, claim: Sequence, writers: Iterable[Sequence]) -> int:
-        own = self._kept_for(claim) - self._blocks.kept_for(len(claim.tokens))
+        own = self.wanted(claim) - self._blocks.wanted(claim)
         return own + sum(map(self.headroom, writers))
 
     def _refused(self, claim: Sequence, fit: Fit, in_vain: bool = False) -> _Refusal:
@@ -105,11 +106,11 @@ class Room:
         refusal = self._refusal
         if refusal is None or refusal.claim is not claim:
             return False
-        fit = refusal.fit
-        if fit.next_content is not None and self._blocks.is_cached(fit.next_content):
+        match = refusal.fit.match
+        if match.next_content is not None and self._blocks.is_cached(match.next_content):
             return False
-        latent = fit.latent if self._blocks.registered != refusal.registered else 0
-        return self._ever_given_up() - refusal.given_up + latent < fit.lacking
+        latent = match.latent if self._blocks.registered != refusal.registered else 0
+        return self._ever_given_up() - refusal.given_up + latent < refusal.fit.lacking
 
     def _ever_given_up(self) -> int:
         return self._given_up + self._blocks.freed

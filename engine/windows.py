@@ -48,6 +48,11 @@ class Windows:
         """The first block that a group keeps when the token at `position` is the next to be computed."""
         return group.first_seen(position) // self._block_size
 
+    def firsts_kept(self, blocks: int, position: int | None) -> list[tuple[int, int]]:
+        """The same for each group with a window, and its index. Where `position` is None, for the token behind so many blocks."""
+        at = blocks * self._block_size if position is None else position
+        return [(index, self.first_kept(group, at)) for index, group in self.windowed]
+
     def needed(self, tokens: int, chunk: int) -> int:
         """Most blocks that a sequence of at most `tokens` tokens, at most `chunk` of them in one step, ever has in all groups."""
         return sum(alike * self._reach(window, tokens, chunk) for window, alike in self._alike.items())
@@ -61,14 +66,16 @@ class Windows:
         """Most tokens of a sequence in one step. As many as its widest window sees, if it would not fit the cache with more."""
         return self._chunk(self._most(sequence)) if self.windowed else self._max_chunk
 
-    def promise(self, sequence: Sequence, decodes: bool) -> int:
-        """Most blocks that it ever has in groups with a window, for all tokens that it may come to have. `decodes`: it computes
-        one token a step."""
+    def promise(self, sequence: Sequence, tokens: int, decodes: bool) -> int:
+        """Most blocks that it has in groups with a window as long as it has no more than `tokens` tokens, and those that are
+        drawn until all of these are computed. `decodes`: it computes one token a step."""
         if not self.windowed:
             return 0
-        most = self._most(sequence)
-        chunk = 1 if decodes else self._chunk(most)
-        return sum(alike * self._reach(window, most, chunk) for window, alike in self._alike.items() if window is not None)
+        chunk = 1
+        if not decodes:
+            most = self._most(sequence)
+            tokens, chunk = min(most, tokens + 1 + self._steps_ahead), self._chunk(most)
+        return sum(alike * self._reach(window, tokens, chunk) for window, alike in self._alike.items() if window is not None)
 
     def longest_match(self, run: int, find: Callable[[int, int], int | None], position: int | None) -> int:
         """The largest prefix, in blocks and at most `run`, that a sequence can go on behind: of groups with a window those can be
@@ -78,10 +85,7 @@ class Windows:
         not looked for."""
         end = run
         while end > 0:
-            seen = [
-                (group, self.first_kept(window, end * self._block_size if position is None else position))
-                for group, window in self.windowed
-            ]
+            seen = self.firsts_kept(end, position)
             gaps = [next((index for index in range(first, end) if find(group, index) is None), end) for group, first in seen]
             if min(gaps, default=end) == end:
                 break

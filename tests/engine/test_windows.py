@@ -189,6 +189,50 @@ def test_a_reservation_fits_a_cache_that_is_smaller_than_the_largest_step() -> N
     assert [admission.sequence for admission in it.admissions()] == [moved]
 
 
+def test_output_that_may_never_come_keeps_nobody_waiting() -> None:
+    """A window of 64 tokens, 4 of which each needs to begin with: with `headroom_tokens` of 0 that is all that is promised."""
+    it = engine(12, (64,), prefix_cache=False)
+    made = [sequence(f"s{index}", LONG[:3], 40, ticket=index + 1) for index in range(5)]
+    for each in made:
+        it.add(each)
+    it.step()
+    it.step()
+    assert [each.status for each in made] == [Status.RUNNING] * 5
+    finish(it)
+    assert all(each.tokens[3:] == run_alone(LONG[:3], SamplingParams(max_tokens=40)) for each in made)
+    assert made[0].preemptions == 0
+    assert made[4].preemptions > 0, "5 times 43 tokens are more than 12 blocks: the youngest give way as windows fill"
+
+
+def test_headroom_is_kept_for_windows_that_fill() -> None:
+    clock = ManualClock()
+    runner = KVCheckingRunner(12, SIZE, 0.0, 0, STEP, clock, (64,))
+    it = Engine(runner, EngineConfig(max_num_batched_tokens=8, headroom_tokens=16, prefix_cache=False), clock)
+    made = [sequence(f"s{index}", LONG[:3], 17, ticket=index + 1) for index in range(5)]
+    for each in made:
+        it.add(each)
+    most = 0
+    while it.has_work:
+        assert it.step().failed == ()
+        most = max(most, it.load().running)
+    assert most == 2, "19 tokens each, in 5 blocks"
+    assert [each.preemptions for each in made] == [0] * 5
+    finish(it)
+
+
+@pytest.mark.parametrize("steps_ahead", [1, 2, 3])
+def test_tokens_that_are_drawn_while_a_prompt_is_under_way_have_blocks(steps_ahead: int) -> None:
+    """Its blocks are full, and no window has left any of them when the next token is launched."""
+    it = engine(40, (1, 5, None), steps_ahead=steps_ahead)
+    made = sequence("a", LONG[:8], 20)
+    it.add(made)
+    while it.has_work:
+        while it.launch():
+            assert it._scheduler.check() == []
+        it.collect()
+    finish(it)
+
+
 # --- reuse ----------------------------------------------------------------------------------------------------------------
 
 
@@ -327,7 +371,7 @@ def test_the_longest_match_is_the_longest_of_all_prefixes_that_would_do(windows:
             )
             for end in range(11)
         ]
-        assert [len(table) for table in fit.matched] == [max(end for end in range(11) if does[end])] * len(windows)
+        assert [len(table) for table in fit.match.tables] == [max(end for end in range(11) if does[end])] * len(windows)
 
 
 def test_a_long_match_looks_up_no_more_than_its_windows_see() -> None:
@@ -336,7 +380,7 @@ def test_a_long_match_looks_up_no_more_than_its_windows_see() -> None:
     blocks.free(computed(blocks, "a", LONG))
     again = sequence("b", [*LONG, 99], 1)
     looked_up = count_calls(blocks._contents, "find")
-    assert [len(table) for table in blocks.fit(again).matched] == [16] * 4
+    assert [len(table) for table in blocks.fit(again).match.tables] == [16] * 4
     assert len(looked_up) == 2 * 3 * 2, "of each window two blocks, once to find them and once to take them"
 
 
@@ -367,7 +411,7 @@ def test_a_claim_that_lacked_only_what_windows_see_is_looked_at_again_when_that_
     for index in (4, 5):
         blocks._contents.forget(other.tables[0][index])
     assert room.take(sequence("filler", LONG[30:42], 1, hold=True), [], 0)
-    assert (blocks.fit(claim).latent, blocks.available_blocks) == (2, 7)
+    assert (blocks.fit(claim).match.latent, blocks.available_blocks) == (2, 7)
     assert not room.take(claim, [], 0), "3 blocks beside 4 that match, and a window of 5"
     blocks.register(other, 16)
     assert room.take(claim, [], 0)
