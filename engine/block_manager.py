@@ -335,7 +335,7 @@ class BlockManager:
         for place, (group, window) in enumerate(self.windows.windowed):
             first = self.windows.first_kept(window, sequence.computed_tokens)
             table = sequence.tables[group]
-            for index in range(promise.first[place], first):
+            for index in reversed(range(promise.first[place], first)):  # the last first, as in `_release`
                 if self._pool.release(table[index]):
                     self._promises.freed(1)
                 table[index] = NO_BLOCK

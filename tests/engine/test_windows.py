@@ -247,6 +247,21 @@ def test_a_prefix_matches_where_its_window_is_cached_and_begins_with_nothing_on_
     assert blocks.check([again]) == []
 
 
+def test_of_what_a_window_leaves_at_once_the_end_is_evicted_first() -> None:
+    """A prefix that others share is short: the longer one that this prompt alone can reuse goes first."""
+    blocks = manager(17, 6, None, chunk=32)
+    made = sequence("a", LONG[:33], 1)
+    assert blocks.allocate(made)
+    for first, end in ((0, 32), (32, 33)):
+        blocks.advance(made, end)
+        made.computed_tokens = made.launched_tokens = end
+        blocks.register(made, first)
+    while blocks.cached_blocks == 16:
+        blocks._pool.take()
+    shared = [len(blocks.fit(sequence("c", [*LONG[:end], 99], 1)).match.tables[0]) for end in (8, 16, 24, 32)]
+    assert shared == [2, 4, 5, 8]
+
+
 def test_a_match_is_as_long_as_the_blocks_of_every_group_allow() -> None:
     blocks = manager(40, 6, None)
     first = computed(blocks, "a", LONG[:32])
