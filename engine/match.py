@@ -45,6 +45,8 @@ def longest_match(sequence: Sequence, limit: int, contents: Contents, windows: W
 
     position = len(sequence.tokens) if sequence.incoming else None
     length = windows.longest_match(run, find, position)
+    if not windows.full and all(first >= length for _, first in windows.firsts_kept(length, position)):
+        length = 0  # it is not seen, but that is not to say that it is cached
     latent = [block for blocks in found.values() for block in blocks[length:run] if references[block] > 0]
     for group, first in windows.firsts_kept(length, position):
         seen = [find(group, index) or 0 for index in range(first, length)]
