@@ -275,7 +275,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def release_one(self, life: Life) -> None:
         self.runner.read(life.sequence, life.sequence.computed_tokens)
-        assert self.engine.release(life.sequence.sequence_id)
+        assert self.engine.cancel(life.sequence.sequence_id)
         self.bury(life)
 
     def bury(self, life: Life) -> None:

@@ -117,7 +117,7 @@ def test_a_sequence_with_hold_draws_one_token(steps_ahead: int) -> None:
     (new,) = rig.engine.collect().tokens
     assert (held.status, held.computed_tokens, held.pending_tokens, new.finish) == (Status.HELD, 10, 0, None)
     rig.runner.read(held, 10)
-    assert rig.engine.release("h")
+    assert rig.engine.cancel("h")
     rig.finish()
 
 

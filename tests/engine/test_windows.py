@@ -145,7 +145,7 @@ def test_a_prompt_that_is_read_keeps_exactly_what_goes_over() -> None:
     assert held.status is Status.HELD
     assert [block == NO_BLOCK for block in held.tables[0]] == [True] * 6 + [False] * 2  # tokens 25 to 29
     assert (kept(held, 1), it.load().held_blocks, it.load().free_blocks) == (8, 10, 30)
-    assert it.release("a")
+    assert it.cancel("a")
     finish(it)
 
 
