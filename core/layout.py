@@ -51,10 +51,6 @@ class LayerShape(msgspec.Struct, frozen=True):
     value_dim: int
     sliding_window: int | None = None
 
-    @property
-    def elements(self) -> int:
-        return self.kv_heads * (self.key_dim + self.value_dim)
-
     def first_seen(self, position: int) -> int:
         """The first token that the token at `position` sees in this layer."""
         return 0 if self.sliding_window is None else max(0, position - self.sliding_window + 1)

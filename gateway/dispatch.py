@@ -325,7 +325,6 @@ class Dispatcher:
 
     def _attempt_failed(self, generation: Generation, error: HetServeError, avoid: frozenset[InstanceKey]) -> None:
         generation.failures += 1
-        generation.last_error = error
         generation.avoid |= avoid
         may_retry = error.retryable or isinstance(error, Overloaded)
         if not may_retry or generation.failures >= self._limits.max_attempts:

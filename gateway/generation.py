@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from core.errors import HetServeError
 from core.messages import Address
 from gateway.inbox import Inbox
 from gateway.journal import Entry
@@ -50,7 +49,6 @@ class Generation:
     attempt: Attempt | None = None
     avoid: frozenset[InstanceKey] = NOBODY
     failures: int = 0
-    last_error: HetServeError | None = None
     stranded_until_s: float = 0.0
     refused_until_s: float = 0.0
     timer: asyncio.TimerHandle | None = None
