@@ -74,7 +74,7 @@ def drain(it: Engine) -> list[NewToken]:
 def generate(runner: SimulatedRunner, **params: object) -> NewToken:
     """The last token of a generation with these sampling parameters."""
     it = engine(runner)
-    it.add(sequence("a", PROMPT, sampling=SamplingParams(**params)))  # type: ignore[arg-type]
+    it.add(sequence("a", PROMPT, sampling=SamplingParams(**params)))
     tokens = drain(it)
     assert [token.position for token in tokens] == list(range(len(tokens)))
     assert [token.finish for token in tokens[:-1]] == [None] * (len(tokens) - 1)

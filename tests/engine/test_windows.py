@@ -49,7 +49,7 @@ def manager(num_blocks: int, *windows: int | None, chunk: int = 8, steps_ahead: 
 
 def computed(blocks: BlockManager, name: str, tokens: list[int], **options: object) -> Sequence:
     """Read in chunks of 8."""
-    made = sequence(name, tokens, 1, **options)  # type: ignore[arg-type]
+    made = sequence(name, tokens, 1, **options)
     assert blocks.allocate(made)
     while made.computed_tokens < len(tokens):
         first, end = made.computed_tokens, min(made.computed_tokens + 8, len(tokens))

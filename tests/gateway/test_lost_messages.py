@@ -38,7 +38,7 @@ def once(hit: Callable[[Letter], bool], fault: Fault) -> Plan:
         done.set()
         return fault
 
-    plan.done = done  # type: ignore[attr-defined]
+    plan.done = done
     return plan
 
 
