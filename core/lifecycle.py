@@ -13,7 +13,6 @@ class Stage(Enum):
     ARRIVED = "arrived"
     ASSIGNED = "assigned"
     FIRST_TOKEN = "first_token"
-    COMMITTED = "committed"
     LAST_TOKEN = "last_token"
     FINISHED = "finished"
 

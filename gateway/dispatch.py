@@ -38,10 +38,9 @@ from core.errors import (
     from_wire,
 )
 from core.lifecycle import Stage
-from core.messages import Address, Cancel, Heartbeat, Submit
+from core.messages import Address, Cancel, Heartbeat
 from core.request import Request
-from core.tokens import pack_tokens
-from gateway.generation import Attempt, Generation
+from gateway.generation import Attempt, Generation, submits
 from gateway.inbox import Inbox
 from gateway.journal import Entry, Journal, Outcome
 from gateway.metrics import Metrics
@@ -285,35 +284,11 @@ class Dispatcher:
         prefill = None if assignment.prefill is None else assignment.prefill.address
         self._pump.open(attempt.attempt_id, generation.reader, assignment.decode.address, prefill)
         self._count(entry, assignment, now_s)
-        for worker, submit in self._submits(generation, attempt, generation.expires_s - now_s):
+        for worker, submit in submits(generation, attempt, self._address, generation.expires_s - now_s):
             if not self._peers.send(worker.mailbox, submit):
                 key = (worker.name, worker.incarnation)
                 self._attempt_failed(generation, WorkerLost(f"{worker.name} takes no messages"), frozenset({key}))
                 return
-
-    def _submits(self, generation: Generation, attempt: Attempt, deadline_s: float) -> list[tuple[Address, Submit]]:
-        request, assignment = generation.entry.request, attempt.assignment
-        tokens = pack_tokens([*request.prompt, *generation.entry.tokens])
-
-        def submit(stage: str, peer: Address | None) -> Submit:
-            return Submit(
-                attempt=attempt.attempt_id,
-                gateway=self._address,
-                tokens=tokens,
-                prompt_tokens=len(request.prompt),
-                sampling=request.sampling,
-                stage=stage,
-                peer=peer,
-                salt=request.salt,
-                deadline_s=max(deadline_s, 1e-3),
-                ticket=generation.ticket,
-            )
-
-        decode = assignment.decode.address
-        if assignment.prefill is None:
-            return [(decode, submit("local", None))]
-        prefill = assignment.prefill.address
-        return [(decode, submit("decode", prefill)), (prefill, submit("prefill", decode))]
 
     def _count(self, entry: Entry, assignment: Assignment, now_s: float) -> None:
         tokens = len(entry.request.prompt) + len(entry.tokens)
@@ -325,7 +300,6 @@ class Dispatcher:
 
     def _attempt_failed(self, generation: Generation, error: HetServeError, avoid: frozenset[InstanceKey]) -> None:
         generation.failures += 1
-        generation.last_error = error
         generation.avoid |= avoid
         may_retry = error.retryable or isinstance(error, Overloaded)
         if not may_retry or generation.failures >= self._limits.max_attempts:

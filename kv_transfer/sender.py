@@ -156,8 +156,8 @@ class KVSender:
         self.close()
 
     def _link(self, endpoint: str, incarnation: int | None) -> SendLink:
-        """With the lock held: the link there. Each incarnation of a peer has its own, because grants are numbered in each anew,
-        and what is stuck towards a dead one holds nobody up."""
+        """With the lock held: the link there. Each incarnation of a peer has its own: what is stuck towards a dead one holds
+        nobody up, and how peers number their grants is their business."""
         link = self._links.get((endpoint, incarnation))
         if link is None:
             dialler = Dialler(endpoint, incarnation, self._transport, self._handshake)

@@ -71,7 +71,7 @@ class Desk:
         self.dispatcher = Dispatcher(
             address=GATEWAY,
             peers=self.peers,
-            pump=self.pump,  # type: ignore[arg-type]
+            pump=self.pump,
             policy=RoundRobin(Admission(1 << 20)),
             cluster=ClusterState(dead_after_s=1.5, stuck_after_s=3.0),
             journal=Journal(),

@@ -236,7 +236,7 @@ class VirtualSession:
         if self.ended or self.outbound is None:
             return
         try:
-            change(self.outbound)  # type: ignore[operator]
+            change(self.outbound)
         except ValueError as error:
             self.fail(TransferError(str(error)))
             return
