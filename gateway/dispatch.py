@@ -37,9 +37,9 @@ from core.errors import (
     WorkerLost,
     from_wire,
 )
-from core.lifecycle import Stage
 from core.messages import Address, Cancel, Heartbeat
 from core.request import Request
+from core.request_times import Stage
 from gateway.generation import Attempt, Generation, submits
 from gateway.inbox import Inbox
 from gateway.journal import Entry, Journal, Outcome
@@ -208,9 +208,9 @@ class Dispatcher:
     def _progress(self, generation: Generation, delta: Delta) -> None:
         entry, now_s = generation.entry, self._clock.now()
         if delta.tokens:
-            before_s = entry.lifecycle.times_s.get(Stage.LAST_TOKEN)
+            before_s = entry.times.marks_s.get(Stage.LAST_TOKEN)
             entry.tokens.extend(delta.tokens)
-            entry.lifecycle.token(now_s, len(delta.tokens))
+            entry.times.token(now_s, len(delta.tokens))
             self._metrics.tokens(entry, len(delta.tokens), None if before_s is None else now_s - before_s)
         for key, report in delta.served:
             entry.served[key] = report
@@ -275,7 +275,7 @@ class Dispatcher:
         entry = generation.entry
         entry.assignments.append(assignment)
         now_s = self._clock.now()
-        entry.lifecycle.mark(Stage.ASSIGNED, now_s)
+        entry.times.mark(Stage.ASSIGNED, now_s)
         attempt = Attempt(f"{generation.generation_id}-{len(entry.assignments)}", assignment)
         generation.attempt = attempt
         self._attempts[attempt.attempt_id] = generation
