@@ -178,6 +178,11 @@ class Dispatcher:
             if not generation.done:
                 self._retry(generation)
 
+    def was_deaf(self, seconds: float) -> None:
+        """This process was stopped, or its loop was held up, for so long, up to now: what workers said meanwhile is still to be
+        heard. To be called before `sweep`."""
+        self._cluster.was_deaf(seconds, self._clock.now())
+
     def worker_lost(self, key: InstanceKey) -> None:
         """Somebody who knows says that this incarnation is gone for good."""
         self._cluster.lose(key)
