@@ -321,7 +321,14 @@ class Dispatcher:
         self._abort_attempt(generation, fence=True)
 
     def _retry(self, generation: Generation) -> None:
-        """Try elsewhere; where everybody left has failed it already, try those again; where nobody is left, wait."""
+        try:
+            self._try_elsewhere(generation)
+        except Exception:  # it has no attempt, and waits for nothing: nobody else would end it
+            log.exception("cannot try again", request=generation.generation_id)
+            self._fail(generation, HetServeError("the gateway failed to try the request elsewhere"))
+
+    def _try_elsewhere(self, generation: Generation) -> None:
+        """Where everybody left has failed it already, try those again; where nobody is left, wait."""
         request = generation.entry.request
         found = self._policy.assign(request, self._cluster.snapshot(), generation.avoid)
         if isinstance(found, Rejection) and generation.avoid:
