@@ -4,7 +4,8 @@
 # make lock    write requirements.lock anew, from what is installed
 # make clean   remove everything that make made
 #
-# On a machine without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch's CPU build, a tenth of the size.
+# On a machine without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch's CPU build, a tenth of the size:
+# pip prefers 2.13.0+cpu there to PyPI's 2.13.0.
 # The environment is made once, in .venv, from requirements.lock. Another interpreter: make PYTHON=python3.12 test
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -27,7 +28,7 @@ $(READY): requirements.lock pyproject.toml
 		{ echo "HetServe needs Python 3.11 or newer; got $$($(or $(PYTHON),python3) --version 2>&1). Name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (once, a minute or two)"
-	@$(BIN)/python -m pip install -qq -r requirements.lock
+	@$(BIN)/python -m pip install -qq $(addprefix --extra-index-url ,$(TORCH_INDEX)) -r requirements.lock
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 

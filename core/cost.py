@@ -5,7 +5,7 @@
     transfer       alpha + bytes / bandwidth
 
 A step that mixes both kinds pays the fixed part once (the shape of DistServe's and Splitwise's fitted models). The router
-predicts with it, the simulated runner takes its time from it, and the planner plans with it.
+predicts with it, and the simulated runner takes its time from it.
 """
 
 from __future__ import annotations

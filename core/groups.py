@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.layout import KVLayout, LayerShape
+from core.layout import KVLayout, LayerShape, first_seen
 
 NO_BLOCK = -1
 """Stands in a block table where the window has left what was there."""
@@ -32,7 +32,7 @@ class LayerGroup:
 
     def first_seen(self, position: int) -> int:
         """The first token that the token at `position` sees in these layers."""
-        return 0 if self.sliding_window is None else max(0, position - self.sliding_window + 1)
+        return first_seen(self.sliding_window, position)
 
 
 @dataclass(frozen=True)

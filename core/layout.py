@@ -51,14 +51,6 @@ class LayerShape(msgspec.Struct, frozen=True):
     value_dim: int
     sliding_window: int | None = None
 
-    @property
-    def elements(self) -> int:
-        return self.kv_heads * (self.key_dim + self.value_dim)
-
-    def first_seen(self, position: int) -> int:
-        """The first token that the token at `position` sees in this layer."""
-        return 0 if self.sliding_window is None else max(0, position - self.sliding_window + 1)
-
 
 class ModelKV(msgspec.Struct, frozen=True, kw_only=True):
     """What the model defines: `layers`, one shape per attention layer in order of `layer_idx`, and `dtype`, the name of the
@@ -176,6 +168,11 @@ class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
         return self.model.mismatch(other.model) or ("shard" if self.shard != other.shard else None)
 
 
+def first_seen(sliding_window: int | None, position: int) -> int:
+    """The first token that the token at `position` sees through such a window."""
+    return 0 if sliding_window is None else max(0, position - sliding_window + 1)
+
+
 def needed(layout: KVLayout, tokens: Span, windowed: bool) -> tuple[Region, ...]:
     """What a rank must be given of `tokens` so that the sequence can go on behind them: one region per layer it holds.
 
@@ -189,7 +186,7 @@ def needed(layout: KVLayout, tokens: Span, windowed: bool) -> tuple[Region, ...]
         raise ValueError(f"Got first_token = {tokens.start} but expected it within [0, {tokens.stop}]")
     regions = []
     for layer in range(layout.shard.layers.start, layout.shard.layers.stop):
-        first = layout.model.layers[layer].first_seen(tokens.stop) if windowed else tokens.start
+        first = first_seen(layout.model.layers[layer].sliding_window, tokens.stop) if windowed else tokens.start
         span = Span(min(max(tokens.start, first), tokens.stop), tokens.stop)
         regions.append(Region(Span(layer, layer + 1), layout.heads_of(layer), span))
     return tuple(regions)

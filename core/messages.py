@@ -1,6 +1,6 @@
 """Every message that crosses the data plane, one frozen struct each, grouped by who receives it.
 
-Each process owns one *mailbox* (see `core.wire`); messages are one-way. Who sends what to whom:
+Each process owns one *mailbox* (`mail.mailbox`); messages are one-way. Who sends what to whom:
 
     gateway -> worker     Submit, Keep, Cancel
     decode  -> prefill    Renew, Grant, Withdrawn
@@ -9,7 +9,8 @@ Each process owns one *mailbox* (see `core.wire`); messages are one-way. Who sen
 
 Any of them may be lost, come twice, late, or out of order: `Keep` and `Renew`, which are said again and again, repair it.
 
-Receivers drop what is fenced: a message from an older incarnation of its sender, or about an attempt they do not know.
+Receivers drop what is fenced: what comes from an older incarnation of its sender, or of an attempt that they do not know, but for
+the words that ask after one: those they answer.
 Times are durations in seconds; no clock reading crosses the wire.
 """
 

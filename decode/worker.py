@@ -189,7 +189,11 @@ class DecodeWorker:
 
     def broken(self, event: Broken) -> None:
         writing = self._of_grant(event)
-        if writing is not None:
+        if writing is not None and event.given_up:
+            # The prefill side is over, and tells the gateway why: perhaps that all ended well, with the first token. Its word
+            # to the gateway may still be on its way, and must not be overtaken by a failure.
+            self._book.end(writing.attempt, Ending.WITHDRAWN, str(event.error))
+        elif writing is not None:
             self._book.fail(writing.attempt, event.error)
 
     def free(self, attempt: Attempt, reason: str) -> None:

@@ -108,11 +108,13 @@ class BatchBuilder:
     def build(self, plan: StepPlan) -> StepBatch:
         """Tensors for a plan whose changes are made already."""
         host = step_arrays(plan, self._rows, self._block_size)
+        if self._device.type == "cpu" and len(host.drawn_rows):
+            host.tokens[host.drawn_places] = self._rows.drawn.numpy()[host.drawn_rows]
         parts = [host.tokens, host.positions, host.sample_rows, host.query_start, host.context_lens]
         parts += [host.drawn_places, host.drawn_rows, *host.places]
         ids, place, keep, start, context, drawn, own, *places = to_device(parts, self._device)
         ids = ids.long()
-        if len(host.drawn_rows):
+        if self._device.type != "cpu" and len(host.drawn_rows):
             ids.index_copy_(0, drawn.long(), self._rows.drawn.index_select(0, own))
         query_len, context_len = int(np.diff(host.query_start).max()), int(host.context_lens.max())
         attention = [

@@ -11,9 +11,8 @@ last one, before its tokens are known. A sequence that turns out to have ended h
 sees: what a step computes counts only for sequences that still live in the blocks they had when it was launched.
 
 Tokens are emitted once, by the collection of the step that drew them. A sequence ends when `NewToken.finish` is set, or in
-`StepOutput.failed`, or by `cancel`; with `hold` it goes to HELD with its first token, finished or not, and lives until
-`release` or `cancel`. Before `pin`, it may lose its blocks to an older claim: then it is read again, and emits the same token
-once more.
+`StepOutput.failed`, or by `cancel`; with `hold` it goes to HELD with its first token, finished or not, and lives until `cancel`.
+Before `pin`, it may lose its blocks to an older claim: then it is read again, and emits the same token once more.
 
 Not thread-safe: one thread calls it, also while steps are in flight; `load` alone may be called by any thread at any time.
 
@@ -43,7 +42,7 @@ from engine.plan import Drawn, Handle, LayerListener, ModelRunner, StepResult
 from engine.plan_writer import PlanWriter
 from engine.results import EngineLoad
 from engine.scheduler import Scheduler
-from engine.sequence import NewToken, Sequence, Status
+from engine.sequence import NewToken, Sequence
 from engine.windows import Windows
 
 PartsListener = Callable[[tuple[Part, ...], int], None]
@@ -107,7 +106,6 @@ class Engine:
         self._flying: deque[_Launched] = deque()
         self._steps = 0
         self._in_runner = False
-        self._alive_s = clock.now()
 
     @property
     def layout(self) -> KVLayout:
@@ -167,7 +165,6 @@ class Engine:
             Overloaded: too many tokens wait already.
         """
         self._check(sequence)
-        self._wake()
         self._scheduler.add(sequence)
         self._sequences[sequence.sequence_id] = sequence
 
@@ -180,7 +177,6 @@ class Engine:
         if sequence.hold:
             raise ValueError(f"sequence {sequence.sequence_id} cannot be both reserved and held")
         self._check(sequence)
-        self._wake()
         self._scheduler.reserve(sequence)
         self._sequences[sequence.sequence_id] = sequence
 
@@ -212,7 +208,6 @@ class Engine:
         self._outside_runner()
         if not 0 <= token < self._vocab_size:
             raise ProtocolError(f"Got token {token} but the vocabulary ends at {self._vocab_size}")
-        self._wake()
         first_arrived = sequence.computed_tokens
         self._scheduler.activate(sequence)
         self._blocks.register(sequence, first_arrived)
@@ -222,18 +217,13 @@ class Engine:
         return finish
 
     def cancel(self, sequence_id: str) -> bool:
-        """End a sequence in any state and free all it owns. False, and nothing else, if it is not (or no longer) here."""
+        """End a sequence in any state and free all it owns; full blocks of what it has computed stay in the prefix cache. False,
+        and nothing else, if it is not (or no longer) here."""
         self._outside_runner()
-        self._wake()
         sequence = self._sequences.get(sequence_id)
         if sequence is not None:
             self._end(sequence)
         return sequence is not None
-
-    def release(self, sequence_id: str) -> bool:
-        """Free a HELD sequence; its full blocks stay in the prefix cache. False, and nothing else, if none such is here."""
-        sequence = self._sequences.get(sequence_id)
-        return sequence is not None and sequence.status is Status.HELD and self.cancel(sequence_id)
 
     # --- the step -----------------------------------------------------------------------------------------------------
 
@@ -244,8 +234,6 @@ class Engine:
             return False
         decision = self._scheduler.schedule(may_preempt=not self._flying)
         if decision is None:
-            if not self._flying:
-                self._alive_s = self._clock.now()
             return False
         plan = self._writer.write(decision.parts)
         self._note_launch(decision.parts, plan.step)
@@ -259,7 +247,6 @@ class Engine:
             self._in_runner = False
             tenancies = [part.sequence.tenancy for part in decision.parts]
             self._flying.append(_Launched(plan.step, decision.parts, tenancies, handle))
-            self._alive_s = self._clock.now()
         return True
 
     def collect(self) -> StepOutput:
@@ -284,7 +271,6 @@ class Engine:
         self._scheduler.collected(launched.step)
         output = self._apply(launched, result)
         self._steps += 1
-        self._alive_s = self._clock.now()
         return output
 
     def step(self, on_layer: PartsListener | None = None) -> StepOutput:
@@ -311,9 +297,7 @@ class Engine:
         return not result.faults
 
     def load(self) -> EngineLoad:
-        """How busy it is, for heartbeats. `running` includes what only waits for a place in the batch; `held_blocks` counts a
-        shared block once for each sequence that keeps it; `step_age_s` is the time since the step loop was last seen
-        alive, 0 with nothing to do."""
+        """How busy it is, for heartbeats."""
         active, kept = self._scheduler.active(), self._scheduler.kept()
         return EngineLoad(
             waiting=self._scheduler.waiting,
@@ -323,7 +307,6 @@ class Engine:
             free_blocks=self._blocks.available_blocks,
             held_blocks=sum(self._blocks.owned(sequence) for sequence in kept),
             steps=self._steps,
-            step_age_s=max(0.0, self._clock.now() - self._alive_s) if self.has_work else 0.0,
         )
 
     def invariants(self) -> list[str]:
@@ -343,11 +326,6 @@ class Engine:
         if sequence.sequence_id in self._sequences:
             raise InvalidRequest(f"sequence {sequence.sequence_id} is already here")
         check_new(sequence, self._vocab_size, self._max_model_len)
-
-    def _wake(self) -> None:
-        """A loop that had nothing to do was not stuck."""
-        if not self.has_work:
-            self._alive_s = self._clock.now()
 
     def _end(self, sequence: Sequence, keep_cached: bool = True) -> None:
         self._scheduler.remove(sequence, keep_cached)

@@ -129,7 +129,8 @@ class ModelRunner(Protocol):
     def launch(self, plan: StepPlan, on_layer: LayerListener | None = None) -> Handle:
         """Begin to compute the plan's tokens, write their KV, and draw where asked.
 
-        The changes to rows are made even if the computation fails. `on_layer` is called before `collect` returns, by the
+        The changes to rows are made even if the computation fails; what it raises, it raises once nothing of the step reads or
+        writes KV any more. `on_layer` is called before `collect` returns, by the
         thread that launches or the one that collects.
         """
 

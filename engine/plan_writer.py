@@ -38,11 +38,6 @@ class PlanWriter:
         self._made = 0
         self._step = 0
 
-    @property
-    def step(self) -> int:
-        """Number of the last plan."""
-        return self._step
-
     def write(self, parts: tuple[Part, ...]) -> StepPlan:
         """The next plan. Raises EngineFault if a sequence comes (back) whose tokens are not all known: nobody could tell a
         runner what it is."""

@@ -1,4 +1,4 @@
-"""What an engine says of its work, in its own words. Whoever puts it on a wire translates (`mail.outbox`, `instance.loop`)."""
+"""What an engine says of its work, in its own words. Whoever puts it on a wire translates (the two roles, `instance.loop`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ class EngineLoad:
         free_blocks: blocks that nobody owns.
         held_blocks: blocks kept for transfers; a shared block counts once for each sequence that keeps it.
         steps: steps completed since the start.
-        step_age_s: time since the step loop was last seen alive, 0 with nothing to do.
     """
 
     waiting: int = 0
@@ -34,4 +33,3 @@ class EngineLoad:
     free_blocks: int = 0
     held_blocks: int = 0
     steps: int = 0
-    step_age_s: float = 0.0

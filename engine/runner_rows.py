@@ -86,6 +86,9 @@ class RunnerRows:
     def keep_drawn(self, rows: list[int], tokens: torch.Tensor) -> None:
         """`tokens` (int64 `[n]` on the device) were drawn for `rows[n]`. An unusable one, of -1, is kept as some token that
         exists: nobody will see what follows it."""
+        if self.drawn.device.type == "cpu":
+            self.drawn.numpy()[rows] = np.maximum(tokens.numpy(), 0)
+            return
         (where,) = to_device([np.array(rows, dtype=np.int32)], self.drawn.device)
         self.drawn.index_copy_(0, where.long(), tokens.clamp(min=0))
 

@@ -2,7 +2,7 @@
 
 WAITING ──▶ RUNNING ──▶ FINISHED
    ▲           │ │
-   │ preempted │ └──▶ HELD   (prefill role: first token drawn, KV kept until `Engine.release`)
+   │ preempted │ └──▶ HELD   (prefill role: first token drawn, KV kept until `Engine.cancel`)
    └───────────┴────────┘    (from HELD only while the other engine has no room for it: `Engine.pin`)
 
 WAITING ──▶ RESERVED ──▶ READY ──▶ RUNNING   (decode role: KV comes in, is here, is read)
@@ -51,7 +51,7 @@ class Sequence:
         hold: keep KV after the first drawn token instead of decoding on (prefill role).
         ticket: age of the request among all of the cluster, smaller is older; 0 where nobody gave it one.
         incoming: its KV comes from elsewhere. A claim on blocks and nothing else, until they are filled.
-        pinned: with `hold`, that the other engine has room for it, so that it keeps its blocks until it is released.
+        pinned: with `hold`, that the other engine has room for it, so that it keeps its blocks to its end.
         first: with `hold`, what was drawn; kept when the blocks are lost, because the token was emitted.
         cached_tokens: how many prompt tokens the prefix cache supplied at first admission.
     """

@@ -207,12 +207,26 @@ class TorchRunner:
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan, on_layer: LayerListener | None = None) -> TorchStep:
-        """Compute the plan's tokens, write their KV, draw where asked; on CUDA enqueue all that."""
-        logits = self.logits(plan, on_layer)
+        """Compute the plan's tokens, write their KV, draw where asked; on CUDA enqueue all that.
+
+        What it raises, it raises once the device is done with all that was enqueued: the blocks of a step that broke are handed
+        out as soon as that is known, perhaps to a transfer that no stream orders behind it.
+        """
+        try:
+            return self._launch(plan, on_layer)
+        except BaseException:
+            end = mark_end(self.device)
+            if end is not None:
+                end.synchronize()
+            raise
+
+    def _launch(self, plan: StepPlan, on_layer: LayerListener | None) -> TorchStep:
+        self._rows.apply(plan)
         for row in plan.dropped:
             self._sampler.drop(row)
         for admitted in plan.admitted:
             self._sampler.admit(admitted.row, admitted.tokens, admitted.prompt_tokens, admitted.sampling)
+        logits = self._logits(plan, on_layer)
         sampling = [index for index, item in enumerate(plan.scheduled) if item.samples]
         draws = None
         if sampling:
@@ -236,6 +250,10 @@ class TorchRunner:
         A replayed step calls `on_layer` for every layer once all of them are enqueued.
         """
         self._rows.apply(plan)
+        return self._logits(plan, on_layer)
+
+    def _logits(self, plan: StepPlan, on_layer: LayerListener | None) -> torch.Tensor:
+        """`logits` of a plan whose changes to rows are made."""
         replayed = None
         if self._recorded is not None:
             self._recorded.follow(plan)

@@ -37,11 +37,10 @@ from core.errors import (
     WorkerLost,
     from_wire,
 )
-from core.lifecycle import Stage
-from core.messages import Address, Cancel, Heartbeat, Submit
+from core.messages import Address, Cancel, Heartbeat
 from core.request import Request
-from core.tokens import pack_tokens
-from gateway.generation import Attempt, Generation
+from core.request_times import Stage
+from gateway.generation import Attempt, Generation, submits
 from gateway.inbox import Inbox
 from gateway.journal import Entry, Journal, Outcome
 from gateway.metrics import Metrics
@@ -179,6 +178,11 @@ class Dispatcher:
             if not generation.done:
                 self._retry(generation)
 
+    def was_deaf(self, seconds: float) -> None:
+        """This process was stopped, or its loop was held up, for so long, up to now: what workers said meanwhile is still to be
+        heard. To be called before `sweep`."""
+        self._cluster.was_deaf(seconds, self._clock.now())
+
     def worker_lost(self, key: InstanceKey) -> None:
         """Somebody who knows says that this incarnation is gone for good."""
         self._cluster.lose(key)
@@ -209,9 +213,9 @@ class Dispatcher:
     def _progress(self, generation: Generation, delta: Delta) -> None:
         entry, now_s = generation.entry, self._clock.now()
         if delta.tokens:
-            before_s = entry.lifecycle.times_s.get(Stage.LAST_TOKEN)
+            before_s = entry.times.marks_s.get(Stage.LAST_TOKEN)
             entry.tokens.extend(delta.tokens)
-            entry.lifecycle.token(now_s, len(delta.tokens))
+            entry.times.token(now_s, len(delta.tokens))
             self._metrics.tokens(entry, len(delta.tokens), None if before_s is None else now_s - before_s)
         for key, report in delta.served:
             entry.served[key] = report
@@ -276,7 +280,7 @@ class Dispatcher:
         entry = generation.entry
         entry.assignments.append(assignment)
         now_s = self._clock.now()
-        entry.lifecycle.mark(Stage.ASSIGNED, now_s)
+        entry.times.mark(Stage.ASSIGNED, now_s)
         attempt = Attempt(f"{generation.generation_id}-{len(entry.assignments)}", assignment)
         generation.attempt = attempt
         self._attempts[attempt.attempt_id] = generation
@@ -285,35 +289,11 @@ class Dispatcher:
         prefill = None if assignment.prefill is None else assignment.prefill.address
         self._pump.open(attempt.attempt_id, generation.reader, assignment.decode.address, prefill)
         self._count(entry, assignment, now_s)
-        for worker, submit in self._submits(generation, attempt, generation.expires_s - now_s):
+        for worker, submit in submits(generation, attempt, self._address, generation.expires_s - now_s):
             if not self._peers.send(worker.mailbox, submit):
                 key = (worker.name, worker.incarnation)
                 self._attempt_failed(generation, WorkerLost(f"{worker.name} takes no messages"), frozenset({key}))
                 return
-
-    def _submits(self, generation: Generation, attempt: Attempt, deadline_s: float) -> list[tuple[Address, Submit]]:
-        request, assignment = generation.entry.request, attempt.assignment
-        tokens = pack_tokens([*request.prompt, *generation.entry.tokens])
-
-        def submit(stage: str, peer: Address | None) -> Submit:
-            return Submit(
-                attempt=attempt.attempt_id,
-                gateway=self._address,
-                tokens=tokens,
-                prompt_tokens=len(request.prompt),
-                sampling=request.sampling,
-                stage=stage,
-                peer=peer,
-                salt=request.salt,
-                deadline_s=max(deadline_s, 1e-3),
-                ticket=generation.ticket,
-            )
-
-        decode = assignment.decode.address
-        if assignment.prefill is None:
-            return [(decode, submit("local", None))]
-        prefill = assignment.prefill.address
-        return [(decode, submit("decode", prefill)), (prefill, submit("prefill", decode))]
 
     def _count(self, entry: Entry, assignment: Assignment, now_s: float) -> None:
         tokens = len(entry.request.prompt) + len(entry.tokens)
@@ -325,7 +305,6 @@ class Dispatcher:
 
     def _attempt_failed(self, generation: Generation, error: HetServeError, avoid: frozenset[InstanceKey]) -> None:
         generation.failures += 1
-        generation.last_error = error
         generation.avoid |= avoid
         may_retry = error.retryable or isinstance(error, Overloaded)
         if not may_retry or generation.failures >= self._limits.max_attempts:
@@ -342,7 +321,14 @@ class Dispatcher:
         self._abort_attempt(generation, fence=True)
 
     def _retry(self, generation: Generation) -> None:
-        """Try elsewhere; where everybody left has failed it already, try those again; where nobody is left, wait."""
+        try:
+            self._try_elsewhere(generation)
+        except Exception:  # it has no attempt, and waits for nothing: nobody else would end it
+            log.exception("cannot try again", request=generation.generation_id)
+            self._fail(generation, HetServeError("the gateway failed to try the request elsewhere"))
+
+    def _try_elsewhere(self, generation: Generation) -> None:
+        """Where everybody left has failed it already, try those again; where nobody is left, wait."""
         request = generation.entry.request
         found = self._policy.assign(request, self._cluster.snapshot(), generation.avoid)
         if isinstance(found, Rejection) and generation.avoid:

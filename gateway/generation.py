@@ -1,12 +1,13 @@
-"""A request under way at the gateway, and the attempt that presently serves it."""
+"""A request under way at the gateway, the attempt that presently serves it, and what its workers are told of that."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
 
-from core.errors import HetServeError
-from core.messages import Address
+from core.attempts import Half
+from core.messages import Address, Submit
+from core.tokens import pack_tokens
 from gateway.inbox import Inbox
 from gateway.journal import Entry
 from gateway.reader import TokenReader
@@ -50,7 +51,6 @@ class Generation:
     attempt: Attempt | None = None
     avoid: frozenset[InstanceKey] = NOBODY
     failures: int = 0
-    last_error: HetServeError | None = None
     stranded_until_s: float = 0.0
     refused_until_s: float = 0.0
     timer: asyncio.TimerHandle | None = None
@@ -62,3 +62,29 @@ class Generation:
     @property
     def done(self) -> bool:
         return self.entry.outcome is not None
+
+
+def submits(generation: Generation, attempt: Attempt, gateway: Address, deadline_s: float) -> list[tuple[Address, Submit]]:
+    """What to tell whom, so that they begin the attempt: all that the client may have seen counts as read."""
+    request, assignment = generation.entry.request, attempt.assignment
+    tokens = pack_tokens([*request.prompt, *generation.entry.tokens])
+
+    def submit(half: Half, peer: Address | None) -> Submit:
+        return Submit(
+            attempt=attempt.attempt_id,
+            gateway=gateway,
+            tokens=tokens,
+            prompt_tokens=len(request.prompt),
+            sampling=request.sampling,
+            stage=half.value,
+            peer=peer,
+            salt=request.salt,
+            deadline_s=max(deadline_s, 1e-3),
+            ticket=generation.ticket,
+        )
+
+    decode = assignment.decode.address
+    if assignment.prefill is None:
+        return [(decode, submit(Half.WHOLE, None))]
+    prefill = assignment.prefill.address
+    return [(decode, submit(Half.DECODE, prefill)), (prefill, submit(Half.PREFILL, decode))]

@@ -9,9 +9,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 
-from core.lifecycle import Lifecycle, Stage
 from core.messages import ServedBy
 from core.request import Request
+from core.request_times import RequestTimes, Stage
 from router.policy import Assignment
 from router.state import InstanceKey
 
@@ -32,7 +32,7 @@ class Entry:
     """
 
     request: Request
-    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    times: RequestTimes = field(default_factory=RequestTimes)
     tokens: list[int] = field(default_factory=list)
     assignments: list[Assignment] = field(default_factory=list)
     served: dict[InstanceKey, ServedBy] = field(default_factory=dict)
@@ -67,9 +67,9 @@ class Entry:
             "kv_bytes": self.kv_bytes,
             "transfer_s": sum(report.transfer_s for report in self.served.values()),
             "queue_s": max((report.queue_s for report in self.served.values()), default=0.0),
-            "ttft_s": self.lifecycle.ttft_s,
-            "tpot_s": self.lifecycle.tpot_s,
-            "total_s": self.lifecycle.total_s,
+            "ttft_s": self.times.ttft_s,
+            "tpot_s": self.times.tpot_s,
+            "total_s": self.times.total_s,
             "predicted_ttft_s": None if last is None else last.ttft_s,
             "predicted_tpot_s": None if last is None else last.tpot_s,
         }
@@ -86,7 +86,7 @@ class Journal:
 
     def begin(self, request: Request) -> Entry:
         entry = Entry(request)
-        entry.lifecycle.mark(Stage.ARRIVED, request.arrived_s)
+        entry.times.mark(Stage.ARRIVED, request.arrived_s)
         self.open[request.request_id] = entry
         self.accepted += 1
         return entry
@@ -95,7 +95,7 @@ class Journal:
         """Close the entry. Every entry is closed exactly once."""
         del self.open[entry.request.request_id]
         entry.outcome, entry.error = outcome, error
-        entry.lifecycle.mark(Stage.FINISHED, now_s)
+        entry.times.mark(Stage.FINISHED, now_s)
         self.outcomes[outcome] += 1
         self._recent.append(entry.summary())
 

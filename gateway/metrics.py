@@ -52,8 +52,8 @@ class Metrics:
         self._output_tokens.inc(count)
         if gap_s is not None:
             self._itl.observe(gap_s)
-        elif entry.lifecycle.ttft_s is not None:
-            self._ttft.observe(entry.lifecycle.ttft_s)
+        elif entry.times.ttft_s is not None:
+            self._ttft.observe(entry.times.ttft_s)
 
     def retried(self, code: str) -> None:
         self._retries.labels(code).inc()
@@ -68,10 +68,10 @@ class Metrics:
         self._kv_bytes.inc(entry.kv_bytes)
         self._cached_tokens.inc(entry.cached_tokens)
         if outcome is Outcome.COMPLETED:
-            if entry.lifecycle.tpot_s is not None:
-                self._tpot.observe(entry.lifecycle.tpot_s)
-            if entry.lifecycle.total_s is not None:
-                self._e2e.observe(entry.lifecycle.total_s)
+            if entry.times.tpot_s is not None:
+                self._tpot.observe(entry.times.tpot_s)
+            if entry.times.total_s is not None:
+                self._e2e.observe(entry.times.total_s)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

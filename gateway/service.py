@@ -268,10 +268,16 @@ class GatewayService:
             sweeping.cancel()
 
     async def _sweep(self, dispatcher: Dispatcher) -> None:
-        interval_s = min(0.5, self._config.health.dead_after_s / SWEEPS_PER_SILENCE)
+        dead_after_s = self._config.health.dead_after_s
+        interval_s = min(0.5, dead_after_s / SWEEPS_PER_SILENCE)
         while True:
+            began_s = self._clock.now()
             await asyncio.sleep(interval_s)
+            late_s = self._clock.now() - began_s - interval_s
             try:
+                if late_s > dead_after_s / 2:
+                    log.warning("the gateway stood still", seconds=late_s)
+                    dispatcher.was_deaf(late_s)
                 dispatcher.sweep()
             except Exception:  # health must go on being watched whatever one sweep met
                 log.exception("sweep failed")

@@ -1,6 +1,6 @@
 """An instance's heartbeat: a thread of its own, so that a long step does not look like a death.
 
-The beat carries the engine's step count: a heart that beats over a step loop that hangs is found out by it.
+The beat says how long there has been no sign of life: a heart that beats over a loop or a device that hangs is found out by that.
 """
 
 from __future__ import annotations

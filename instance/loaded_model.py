@@ -27,7 +27,7 @@ SIMULATED_KV_BYTES = 64 << 20
 class LoadedModel:
     """A runner, the KV it writes, and what peers and the router need to know of both.
 
-    `bind_thread` is called once on the thread that will step the engine.
+    `bind_thread` is called once on each thread that uses the runner.
     """
 
     runner: ModelRunner

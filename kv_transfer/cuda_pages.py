@@ -1,6 +1,6 @@
 """Paged KV tensors in GPU memory, read and written through pinned host memory.
 
-Ordering: the engine's thread records an event after the kernels it has enqueued (`fence`); a sender reads only
+Ordering: the thread that launches steps records an event after the kernels it has enqueued (`fence`); a sender reads only
 what lies before an event that has passed. `read` and `write` run on a stream of their own and return only when their copies
 are done, so no order between this stream and the engine's is left to chance.
 """
@@ -19,7 +19,7 @@ from kv_transfer.store import Fence
 
 
 class CudaFence:
-    """A CUDA event on the stream that the engine's thread uses."""
+    """A CUDA event on the calling thread's stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]

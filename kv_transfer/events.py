@@ -25,11 +25,13 @@ class Received:
 
 @dataclass(frozen=True)
 class Broken:
-    """The grant is over: nothing of it will be written again, and what was written must not be used."""
+    """The grant is over: nothing of it will be written again, and what was written must not be used. `given_up` when its sender
+    said so: the sender's worker knows why."""
 
     grant: int
     attempt: str
     error: TransferError
+    given_up: bool = False
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,10 @@ class GrantTable:
         found = self.get(grant)
         return found is not None and self._end(found, error)
 
-    def fail(self, found: InboundGrant, error: TransferError) -> None:
-        """End it, tell its sender, raise `Broken`; nothing if it had ended before."""
+    def fail(self, found: InboundGrant, error: TransferError, given_up: bool = False) -> None:
+        """End it, tell its sender, raise `Broken`; nothing if it had ended before. `given_up` if its sender says so."""
         if self._end(found, error):
-            self._on_event(Broken(found.grant, found.attempt, error))
+            self._on_event(Broken(found.grant, found.attempt, error, given_up))
 
     def commit(self, received: Received) -> None:
         """Forget a grant whose `finish` succeeded, and say so."""

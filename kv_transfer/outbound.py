@@ -77,11 +77,6 @@ class Outbound:
         return not self._begun or self._written() is not None or self._may_finish()
 
     @property
-    def finished(self) -> bool:
-        """Whether FINISH has left: only the commit is missing."""
-        return self._finished
-
-    @property
     def digest(self) -> int:
         """Over all frames so far; the receiver's commit must repeat it."""
         return self._digest.value()

@@ -127,7 +127,7 @@ class ReceiveLink:
                 self._reply(Kind.COMMIT, header.grant, pack_body(commit))
                 self._grants.commit(received)
             elif header.kind is Kind.ABORT:
-                raise error_of(unpack_body(payload, AbortBody))
+                self._grants.fail(found, error_of(unpack_body(payload, AbortBody)), given_up=True)
             else:
                 raise CorruptTransfer(f"Got a {header.kind.name} from a sender")
         except GrantEnded:

@@ -126,8 +126,14 @@ class KVReceiver:
                     connection.close()
                     return
                 self._doorway.enter(connection)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # no more threads to be had: as with descriptors, until others let go of some
+                    _log.error("KV receiver: cannot serve a peer: %s", error)
+                    self._doorway.leave(connection)
+                    connection.close()
+                    continue
                 self._threads = [*(other for other in self._threads if other.is_alive()), thread]
-                thread.start()
             self._sweeper.wake_within(HANDSHAKE_TIMEOUT_S)
 
     def _serve(self, connection: Connection) -> None:

@@ -225,7 +225,7 @@ class SendLink:
         except TransferError as error:
             self._not_reached(waiting, error)
             raise
-        except Exception as error:
+        except Exception as error:  # whoever waited for the line must not wait for it any longer
             self._not_reached(waiting, TransferError(f"cannot reach {self.endpoint}: {error!r}"))
             raise
         with self._changed:

@@ -29,7 +29,7 @@ from kv_transfer.transport import Transport
 _log = logging.getLogger(__name__)
 
 
-class LinkedSession:
+class OpenSession:
     """A `sessions.SendSession` over a link."""
 
     def __init__(self, link: SendLink, session: LinkSession, sweeper: Sweeper) -> None:
@@ -129,7 +129,7 @@ class KVSender:
         if not taken:
             return self._refused(terms, f"{endpoint} has given grant {terms.grant} twice")
         self._sweeper.wake_within(terms.lease_s)
-        return LinkedSession(link, session, self._sweeper)
+        return OpenSession(link, session, self._sweeper)
 
     def sweep(self) -> float | None:
         """Fail sessions whose time is up. Called by the sender's own timer; tests call it after moving their clock.
@@ -156,8 +156,8 @@ class KVSender:
         self.close()
 
     def _link(self, endpoint: str, incarnation: int | None) -> SendLink:
-        """With the lock held: the link there. Each incarnation of a peer has its own, because grants are numbered in each anew,
-        and what is stuck towards a dead one holds nobody up."""
+        """With the lock held: the link there. Each incarnation of a peer has its own: what is stuck towards a dead one holds
+        nobody up, and how peers number their grants is their business."""
         link = self._links.get((endpoint, incarnation))
         if link is None:
             dialler = Dialler(endpoint, incarnation, self._transport, self._handshake)

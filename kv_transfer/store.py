@@ -48,4 +48,4 @@ class KVStore(Protocol):
         Raises as `read`."""
 
     def fence(self) -> Fence | None:
-        """Called by the engine's thread: a fence after all it has written so far, or None if that is visible already."""
+        """Called by the thread that writes: a fence after all it has written so far, or None if that is visible already."""

@@ -196,6 +196,12 @@ class ClusterState:
                 lost.append((name, tracked.beat.worker.incarnation))
         return lost
 
+    def was_deaf(self, seconds: float, now_s: float) -> None:
+        """Nobody listened for so long, up to now: that is no silence of theirs."""
+        for tracked in self._tracked.values():
+            tracked.last_seen_s = min(now_s, tracked.last_seen_s + seconds)
+            tracked.life_s = min(now_s, tracked.life_s + seconds)
+
     def lose(self, key: InstanceKey) -> bool:
         """Somebody knows that this incarnation is gone. False if it was not live here."""
         tracked = self._tracked.get(key[0])

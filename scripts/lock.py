@@ -25,8 +25,8 @@ HEADER = """\
 #     pip install -r requirements.lock
 #     pip install --no-deps --no-build-isolation -e .
 #
-# torch comes in the build that the package index offers: PyPI's needs CUDA's libraries (gigabytes); for the CPU's, put
-# PyTorch's own index first: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# torch comes in the build that the package index offers: PyPI's needs CUDA's libraries (gigabytes); for the CPU's, add
+# PyTorch's own index: --extra-index-url https://download.pytorch.org/whl/cpu
 """
 
 

@@ -18,6 +18,7 @@ import math
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from core.sampling import SamplingParams
@@ -40,6 +41,7 @@ class _Row:
         stream: what its draws start from.
         ends: ids that `min_tokens` masks; None where it masks nothing.
         bias: ids of `logit_bias` and what each gets.
+        plain: greedy and nothing else: the token of the largest logit.
         fault: why nothing can be drawn for the row.
     """
 
@@ -47,6 +49,7 @@ class _Row:
     stream: int
     ends: torch.Tensor | None = None
     bias: tuple[torch.Tensor, torch.Tensor] | None = None
+    plain: bool = False
     fault: str | None = None
 
 
@@ -105,7 +108,7 @@ class Sampler:
         number stood for before is forgotten."""
         self.drop(row)
         self._penalties.admit(row, tokens, prompt_tokens, params)
-        known = _Row(params, stream(params.seed))
+        known = _Row(params, stream(params.seed), plain=_is_plain(params))
         if params.min_tokens:
             ends = sorted(token for token in {*self._eos, *params.stop_token_ids} if token < self._vocab_size)
             known = replace(known, ends=upload(ends, torch.long, self._device))
@@ -134,6 +137,9 @@ class Sampler:
             KeyError: a row that was not admitted.
         """
         known = [self._rows[row] for row in rows]
+        if self._looks and all(row.plain for row in known):
+            tokens = _largest_on_host(logits)
+            return Draws(tokens, Logprobs(logits, tokens, [row.params.logprobs for row in known]), {})
         tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
         for first in range(0, len(rows), self._portion_rows):
             part = slice(first, first + self._portion_rows)
@@ -168,7 +174,7 @@ class Sampler:
         if len(random) == len(rows):
             tokens, best = self._race(scores, rows, positions)
             return torch.where(torch.isfinite(best), tokens, -1)
-        # NumPy's is vectorised on a CPU, torch's is not.
+        # NumPy's search is vectorised on a CPU, torch's is not.
         tokens = torch.from_numpy(scores.numpy().argmax(axis=1)) if self._looks else scores.argmax(dim=1)
         best = scores.gather(1, tokens[:, None])[:, 0]
         if random:
@@ -198,3 +204,16 @@ class Sampler:
             put(floor, cut, floors(some(weigh(scores), cut), [params[place] for place in cut]))
             weigh = replace(weigh, floor=floor[:, None])
         return race(scores, draws, weigh), best
+
+
+def _is_plain(params: SamplingParams) -> bool:
+    penalised = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
+    return params.greedy and not (penalised or params.logit_bias or params.min_tokens)
+
+
+def _largest_on_host(logits: torch.Tensor) -> torch.Tensor:
+    """int64 `[n]`: tokens of the largest of `logits[n, vocab]`, -1 where that is not finite."""
+    scores = logits.float().numpy()
+    tokens = scores.argmax(axis=1)
+    best = scores[np.arange(len(tokens)), tokens]
+    return torch.from_numpy(np.where(np.isfinite(best), tokens, -1))

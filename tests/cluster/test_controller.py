@@ -346,7 +346,7 @@ def test_a_controller_that_dies_says_so(controller: Controller, fleet: FakeFleet
     def broken(timeout_s: float) -> list[Event]:
         raise RuntimeError("ray is gone")
 
-    fleet.poll = broken  # type: ignore[method-assign]
+    fleet.poll = broken
     controller.start()
     controller._thread.join(timeout=10)
     with pytest.raises(LaunchError, match="ray is gone"):

@@ -10,7 +10,7 @@ from cluster.reconciler import Phase
 
 
 def view(phase: Phase, **more: object) -> MemberView:
-    return MemberView("decode-0", "decode", 1, phase, 0.0, "nodeA", "L40S", **more)  # type: ignore[arg-type]
+    return MemberView("decode-0", "decode", 1, phase, 0.0, "nodeA", "L40S", **more)
 
 
 def test_without_a_terminal_each_change_is_one_line() -> None:

@@ -79,11 +79,11 @@ def test_whatever_is_lost_arrives_as_long_as_anything_does(script: list[object],
     for step in script:
         if step == "emit":
             tail.add(item(emitted))
-            if dice.random() < 0.5:  # type: ignore[attr-defined]
+            if dice.random() < 0.5:
                 got.add(emitted)
             emitted += 1
         else:
-            got |= {again.position for again in tail.asked(position(), 0.0) if dice.random() < 0.5}  # type: ignore[attr-defined]
+            got |= {again.position for again in tail.asked(position(), 0.0) if dice.random() < 0.5}
     for _ in range(2):
         got |= {again.position for again in tail.asked(position(), 0.0)}
     assert got == set(range(emitted))

@@ -7,7 +7,7 @@ import pytest
 
 from core.attempts import Phase
 from core.clock import ManualClock
-from core.errors import ContextLengthExceeded, CorruptTransfer, InvalidRequest, LeaseExpired, Overloaded
+from core.errors import ContextLengthExceeded, CorruptTransfer, InvalidRequest, LeaseExpired, Overloaded, TransferAborted
 from core.layout import KVLayout
 from core.messages import AttemptState, Failed, Grant, Handoff, TokenItem, Tokens, Withdrawn
 from decode.worker import COUNTER_BITS, DecodeWorker
@@ -296,6 +296,15 @@ def test_a_broken_transfer_is_reported_to_both_sides_and_freed() -> None:
     rig.worker.broken(Broken(grant=grant.grant, attempt="a", error=LeaseExpired("silent")))
     assert rig.failure() == LeaseExpired.code
     assert [type(message) for message in rig.peers.take(PREFILL)] == [Withdrawn]
+    assert rig.idle()
+
+
+def test_what_its_sender_gave_up_is_freed_and_left_to_the_prefill_side_to_explain() -> None:
+    rig = Rig()
+    grant = rig.granted()
+    rig.receiver.grants.pop(grant.grant)
+    rig.worker.broken(Broken(grant=grant.grant, attempt="a", error=TransferAborted("finished"), given_up=True))
+    assert rig.peers.take(GATEWAY) == rig.peers.take(PREFILL) == []
     assert rig.idle()
 
 

@@ -25,7 +25,7 @@ class CountingCache(dict[bytes, int]):
 
     asked = 0
 
-    def get(self, content: bytes, default: int | None = None) -> int | None:  # type: ignore[override]
+    def get(self, content: bytes, default: int | None = None) -> int | None:
         self.asked += 1
         return super().get(content, default)
 

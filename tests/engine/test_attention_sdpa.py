@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 def spec(**options: object) -> LayerSpec:
     fields = {"layer_index": 0, "query_heads": 4, "kv_heads": 2, "key_dim": 8, "value_dim": 6, "scale": 0.4}
-    return LayerSpec(**{**fields, **options})  # type: ignore[arg-type]
+    return LayerSpec(**{**fields, **options})
 
 
 def plain_attention(query, keys, values, spec, sinks):

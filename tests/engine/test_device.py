@@ -74,7 +74,7 @@ def plan(step: int, *, first: bool = False) -> StepPlan:
 
 @contextmanager
 def device(runner: SimulatedRunner, **options: object) -> Iterator[Device]:
-    it = Device(runner, **options)  # type: ignore[arg-type]
+    it = Device(runner, **options)
     yield it
     if isinstance(runner, GatedRunner):
         runner.gate.release(100)

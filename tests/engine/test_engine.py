@@ -74,7 +74,7 @@ def drain(it: Engine) -> list[NewToken]:
 def generate(runner: SimulatedRunner, **params: object) -> NewToken:
     """The last token of a generation with these sampling parameters."""
     it = engine(runner)
-    it.add(sequence("a", PROMPT, sampling=SamplingParams(**params)))  # type: ignore[arg-type]
+    it.add(sequence("a", PROMPT, sampling=SamplingParams(**params)))
     tokens = drain(it)
     assert [token.position for token in tokens] == list(range(len(tokens)))
     assert [token.finish for token in tokens[:-1]] == [None] * (len(tokens) - 1)
@@ -196,14 +196,14 @@ def test_an_overloaded_engine_says_so_and_keeps_nothing() -> None:
 # --- hand-off -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_held_sequence_keeps_its_blocks_until_it_is_released() -> None:
+def test_a_held_sequence_keeps_its_blocks_until_it_is_cancelled() -> None:
     it = engine()
     held = sequence("h", PROMPT, hold=True)
     it.add(held)
     (token,) = drain(it)
     assert (held.status, held.computed_tokens, len(held.tables[0]), token.finish) == (Status.HELD, 10, 3, None)
     assert (it.load().held_blocks, it.load().running) == (3, 0)
-    assert it.release("h")
+    assert it.cancel("h")
     assert it.invariants() == []
     again = sequence("again", PROMPT)
     it.add(again)
@@ -217,16 +217,7 @@ def test_a_held_sequence_that_its_first_token_ends_says_so_and_is_still_held() -
     (token,) = drain(it)
     assert token.finish is FinishReason.LENGTH
     assert it.invariants()
-    assert it.release("h")
-
-
-def test_release_leaves_alone_what_is_not_held() -> None:
-    it = engine()
-    it.add(sequence("a", PROMPT))
-    it.step()
-    assert not it.release("a")
-    assert not it.release("unknown")
-    assert it.load().running == 1
+    assert it.cancel("h")
 
 
 def test_a_started_sequence_goes_on_from_the_token_drawn_elsewhere() -> None:
@@ -318,10 +309,9 @@ def wounded(it: Engine, pin: bool = False) -> tuple[list[NewToken], bool]:
     if not pin:
         assert said == (Admission(AdmissionKind.TAKEN_BACK, held), Admission(AdmissionKind.GRANTED, claim))
         assert not it.pin("h")
-        assert not it.release("h")
     it.cancel("c")
     tokens += drain(it)
-    assert it.release("h")
+    assert it.cancel("h")
     assert it.invariants() == []
     return tokens, bool(said)
 
@@ -484,19 +474,6 @@ def test_load_counts_what_waits_runs_and_is_kept() -> None:
     load = it.load()
     assert (load.waiting, load.waiting_tokens, load.running, load.context_tokens) == (2, 20, 1, 11)
     assert (load.free_blocks, load.held_blocks, load.steps) == (64 - 3 - 2, 2, 1)
-
-
-def test_the_age_of_a_step_grows_only_while_there_is_work() -> None:
-    clock = ManualClock()
-    it = engine(simulated_runner(), clock)
-    clock.advance(50)
-    assert it.load().step_age_s == 0
-    it.add(sequence("a", PROMPT))
-    assert it.load().step_age_s == 0
-    clock.advance(3)
-    assert it.load().step_age_s == 3
-    it.step()
-    assert it.load().step_age_s == 0
 
 
 def test_whatever_is_left_behind_is_named() -> None:

@@ -182,7 +182,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.step_once()
             self.hear()
         for life in self.of(Status.HELD)[:pinned]:
-            life.pinned = self.engine.pin(life.sequence.sequence_id)
+            self.pin_one(life)
         for prompt, params in claims:
             if as_reservation:
                 self.reserve([(prompt, params)], 0, self.count)
@@ -229,7 +229,11 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.of(Status.RUNNING, Status.HELD, Status.WAITING))
     @rule(data=st.data())
     def pin(self, data: st.DataObject) -> None:
-        life = data.draw(st.sampled_from(self.of(Status.RUNNING, Status.HELD, Status.WAITING)))
+        self.pin_one(data.draw(st.sampled_from(self.of(Status.RUNNING, Status.HELD, Status.WAITING))))
+
+    def pin_one(self, life: Life) -> None:
+        """As a worker does: it has heard of all that was taken back before."""
+        self.hear()
         life.pinned = self.engine.pin(life.sequence.sequence_id)
         assert life.pinned == (life.sequence.hold and bool(life.sequence.tables))
 
@@ -272,7 +276,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def release_one(self, life: Life) -> None:
         self.runner.read(life.sequence, life.sequence.computed_tokens)
-        assert self.engine.release(life.sequence.sequence_id)
+        assert self.engine.cancel(life.sequence.sequence_id)
         self.bury(life)
 
     def bury(self, life: Life) -> None:

@@ -16,7 +16,7 @@ BLOCK_SIZE = 4
 
 
 def config(**limits: int | bool) -> EngineConfig:
-    return EngineConfig(**{"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_waiting_tokens": 1 << 20, **limits})  # type: ignore[arg-type]
+    return EngineConfig(**{"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_waiting_tokens": 1 << 20, **limits})
 
 
 def crossed(exchange: Exchange) -> None:

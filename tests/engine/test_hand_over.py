@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.config import EngineConfig
+from core.groups import layer_groups
+from engine.attention.select import select
+from engine.kv_cache import allocate, layout_of
+from engine.model import load_model
 from engine.torch_runner import TorchRunner
-from tests.engine.test_exactness import generated, greedy, ragged_prompts, reference_model, small_runner
+from engine.windows import Windows
+from tests.engine.test_exactness import generated, greedy, ragged_prompts, reference_model
 from tests.support.hand_over import HandOver
 
 CONFIG = EngineConfig(max_num_batched_tokens=48)
@@ -36,10 +42,22 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 WINDOWED: dict[str, dict[str, Any]] = {
     "gemma3_text": {"layers": 6, "config": {"layer_types": [SLIDING] * 5 + [FULL]}},
     "gpt_oss": {"layers": 4},
+    "gemma2": {"layers": 3},
     "mistral": {"layers": 3},
 }
-BLOCKS = {"gemma3_text": 46, "gpt_oss": 18, "mistral": 8}
-"""Of the reading engine: what its longest prompt needs and one more, less than all of its KV would fill."""
+CHUNK, BLOCK_SIZE, LONGEST = 20, 8, 76
+
+
+def tight_runner(folder: Path, steps_ahead: int) -> TorchRunner:
+    """With what the longest prompt needs and one block more: fewer than all of its KV would fill."""
+    loaded = load_model(folder)
+    layout = layout_of(loaded.layers, loaded.dtype, BLOCK_SIZE)
+    groups = layer_groups(layout)
+    windows = Windows(groups, BLOCK_SIZE, CHUNK, steps_ahead)
+    blocks = 1 + sum(windows.reach(group, LONGEST, decodes=False) for group in groups.groups)
+    assert blocks < len(groups.groups) * layout.blocks_for(LONGEST)
+    selection = select("auto", loaded.layers, loaded.dtype, loaded.device)
+    return TorchRunner(loaded, selection, allocate(layout, blocks, loaded.device), steps_ahead=steps_ahead)
 
 
 @pytest.mark.parametrize("steps_ahead", [0, 1])
@@ -50,12 +68,13 @@ def test_only_what_windows_see_goes_over_and_the_tokens_are_generates(model_fold
     folder = model_folder(architecture, sliding_window=8, **WINDOWED[architecture])
     writer = TorchRunner.load(folder, EngineConfig(block_size=12, kv_bytes=4 << 20))
     writer._steps_ahead = steps_ahead
-    runners = small_runner(folder, BLOCKS[architecture], steps_ahead=steps_ahead), writer
+    runners = tight_runner(folder, steps_ahead), writer
     model = reference_model(folder, architecture)
     prompts, cached, moved = ragged_prompts(12, seed=9), [], []
-    with HandOver(*runners, EngineConfig(max_num_batched_tokens=20)) as pair:
+    with HandOver(*runners, EngineConfig(max_num_batched_tokens=CHUNK)) as pair:
         assert pair.reader.groups.windowed
         for turn in range(3):
+            assert max(map(len, prompts)) <= LONGEST
             reading, writing = greedy(prompts, prefix=f"{turn}-"), greedy(prompts, prefix=f"{turn}-")
             for sequence in reading:
                 sequence.hold = True

@@ -108,10 +108,10 @@ def test_what_would_not_do_is_not_counted_again_before_something_is_given_up() -
     assert not room.take(claim, [], 0)
     assert room.made_by(claim, [first]) == []
     counted = blocks.owners_in_the_way
-    blocks.owners_in_the_way = lambda *args: pytest.fail("it was counted again")  # type: ignore[method-assign]
+    blocks.owners_in_the_way = lambda *args: pytest.fail("it was counted again")
     assert not room.take(claim, [], 0)
     assert room.made_by(claim, [first]) == []
-    blocks.owners_in_the_way = counted  # type: ignore[method-assign]
+    blocks.owners_in_the_way = counted
     blocks.free(second)
     assert not room.take(claim, [], 0)
     assert room.made_by(claim, [first]) == [first]

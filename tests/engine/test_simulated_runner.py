@@ -20,7 +20,7 @@ COST = CostModel(step_s=1.0, prefill_token_s=0.1, attention_s=0.0, decode_sequen
 
 
 def sampling(seed: int = 0, temperature: float = 1.0, logprobs: int | None = None, **more: object) -> SamplingParams:
-    return SamplingParams(max_tokens=64, seed=seed, temperature=temperature, logprobs=logprobs, **more)  # type: ignore[arg-type]
+    return SamplingParams(max_tokens=64, seed=seed, temperature=temperature, logprobs=logprobs, **more)
 
 
 def whole(owner: Sequence) -> StepPlan:

@@ -39,12 +39,12 @@ class Rig:
 
         def keep(plan: StepPlan, on_layer: object = None) -> object:
             self.plans.append(plan)
-            return launch(plan, on_layer)  # type: ignore[arg-type]
+            return launch(plan, on_layer)
 
-        self.runner.launch = keep  # type: ignore[method-assign, assignment]
+        self.runner.launch = keep
 
     def add(self, name: str, prompt: list[int] = PROMPT, max_tokens: int = 8, **options: object) -> Sequence:
-        added = sequence(name, prompt, max_tokens, **options)  # type: ignore[arg-type]
+        added = sequence(name, prompt, max_tokens, **options)
         self.engine.add(added)
         return added
 
@@ -117,7 +117,7 @@ def test_a_sequence_with_hold_draws_one_token(steps_ahead: int) -> None:
     (new,) = rig.engine.collect().tokens
     assert (held.status, held.computed_tokens, held.pending_tokens, new.finish) == (Status.HELD, 10, 0, None)
     rig.runner.read(held, 10)
-    assert rig.engine.release("h")
+    assert rig.engine.cancel("h")
     rig.finish()
 
 

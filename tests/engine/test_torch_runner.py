@@ -162,3 +162,37 @@ def test_rows_change_even_where_the_computation_fails(runner, plan, monkeypatch)
         runner.launch(plan(Part(s, 0, 3, True)))
     monkeypatch.undo()
     assert len(run(runner, plan(Part(s, 0, 3, True))).drawn) == 1
+
+
+def test_a_launch_that_breaks_says_so_once_the_device_is_done_with_what_it_enqueued(runner, plan, monkeypatch):
+    """Its blocks are handed out then, also to transfers, which no stream orders behind it."""
+    waited = []
+
+    class End:
+        def synchronize(self) -> None:
+            waited.append(True)
+
+    def breaks(layer: int) -> None:
+        assert layer == 0
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("engine.torch_runner.mark_end", lambda device: End())
+    with pytest.raises(RuntimeError, match="out of memory"):
+        runner.launch(plan(Part(sequence("a", [5, 6, 7], [3]), 0, 3, True)), breaks)
+    assert waited == [True]
+
+
+def test_a_launch_that_breaks_has_changed_the_rows_for_the_step_that_was_laid_out_behind_it(runner):
+    broken, other = sequence("a", [5, 6, 7], [3]), sequence("b", [9, 10, 11, 12], [4])
+
+    def breaks(layer: int) -> None:
+        raise RuntimeError("out of memory")
+
+    writer = PlanWriter()
+    first = writer.write((Part(broken, 0, 3, True),))
+    second = writer.write((Part(broken, 3, 1, True), Part(other, 0, 4, True)))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        runner.launch(first, breaks)
+    beside = run(runner, second).drawn[1]
+    third = writer.write((Part(sequence("c", other.tokens, [5]), 0, 4, True),))
+    assert run(runner, third).drawn == (beside,)

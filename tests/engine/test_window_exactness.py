@@ -1,5 +1,5 @@
 """Prompts many sliding windows long: the tokens are those of `transformers` alone, with a cache that has no room for them in all
-layers, and only what windows still see is handed over."""
+layers. `test_hand_over.py` hands such prompts over."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from core.clock import ManualClock
 from core.config import EngineConfig
 from core.groups import NO_BLOCK
-from core.layout import Span, needed
 from engine.attention.select import select
 from engine.engine import Engine
 from engine.kv_cache import allocate, layout_of
@@ -19,7 +18,6 @@ from engine.model import load_model
 from engine.torch_runner import TorchRunner
 from engine.windows import Windows
 from tests.engine.test_exactness import generated, greedy, reference_model
-from tests.support.hand_over import HandOver
 
 WINDOW = 8
 FIVE_TO_ONE = {"layers": 6, "config": {"layer_types": ["sliding_attention"] * 5 + ["full_attention"]}}
@@ -84,24 +82,3 @@ def test_tokens_are_those_of_generate_in_bounded_memory(folder_of, kind, steps_a
     assert runner.num_blocks < 2 * len(engine.groups.groups) * -(-112 // 4)
     assert sum(sequence.cached_tokens for sequence in sequences) > 0
     assert [s.tokens[s.prompt_tokens :] for s in sequences] == [generated(model, prompt) for prompt in wanted]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("steps_ahead", [0, 1])
-def test_only_what_windows_see_is_handed_over_and_the_tokens_are_the_same(folder_of, kind, steps_ahead):
-    folder, model = folder_of(kind)
-    wanted, (reading, writing) = prompts(8), (greedy(prompts(8)), greedy(prompts(8)))
-    for sequence in reading:
-        sequence.hold = True
-    sent = 0
-    runners = [TorchRunner.load(folder, EngineConfig(block_size=size, kv_bytes=4 << 20)) for size in (4, 6)]
-    for runner in runners:
-        runner._steps_ahead = steps_ahead
-    with HandOver(*runners, CONFIG) as pair:
-        pair.serve(reading, writing)
-        layout = pair.writer.layout
-        for sequence in writing:
-            for region in needed(layout, Span(sequence.cached_tokens, sequence.prompt_tokens), windowed=True):
-                sent += region.tokens.size * layout.layer_bytes_per_token(region.layers.start)
-        assert pair.kv_bytes == sent < sum(map(len, wanted)) * layout.bytes_per_token
-    assert [s.tokens[s.prompt_tokens :] for s in writing] == [generated(model, prompt) for prompt in wanted]

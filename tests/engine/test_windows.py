@@ -53,7 +53,7 @@ def manager(num_blocks: int, *windows: int | None, chunk: int = 8, steps_ahead: 
 
 def computed(blocks: BlockManager, name: str, tokens: list[int], **options: object) -> Sequence:
     """Read in chunks of 8."""
-    made = sequence(name, tokens, 1, **options)  # type: ignore[arg-type]
+    made = sequence(name, tokens, 1, **options)
     assert blocks.allocate(made)
     while made.computed_tokens < len(tokens):
         first, end = made.computed_tokens, min(made.computed_tokens + 8, len(tokens))
@@ -162,7 +162,7 @@ def test_a_prompt_that_is_read_keeps_exactly_what_goes_over() -> None:
     assert held.status is Status.HELD
     assert [block == NO_BLOCK for block in held.tables[0]] == [True] * 6 + [False] * 2  # tokens 25 to 29
     assert (kept(held, 1), it.load().held_blocks, it.load().free_blocks) == (8, 10, 30)
-    assert it.release("a")
+    assert it.cancel("a")
     finish(it)
 
 

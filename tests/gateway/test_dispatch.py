@@ -71,7 +71,7 @@ class Desk:
         self.dispatcher = Dispatcher(
             address=GATEWAY,
             peers=self.peers,
-            pump=self.pump,  # type: ignore[arg-type]
+            pump=self.pump,
             policy=RoundRobin(Admission(1 << 20)),
             cluster=ClusterState(dead_after_s=1.5, stuck_after_s=3.0),
             journal=Journal(),
@@ -259,3 +259,33 @@ async def test_who_waits_for_an_instance_between_roles_can_be_closed_and_expires
     counts = desk.dispatcher.invariants()
     assert (counts["in_flight"], counts["stranded"], counts["attempts"], counts["instances_with_work"]) == (0, 0, 0, 0)
     await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("stranded", [False, True])
+async def test_a_fault_while_a_request_is_tried_again_ends_it_and_no_other(
+    desk: Desk, stranded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no attempt then, so that no answer of a worker would end it any more."""
+    desk.beats(desk.beat("m0", role="mixed"))
+    first, second = desk.start(), desk.start()
+    if stranded:
+        desk.dispatcher.worker_lost(("m0", 1))
+        desk.settle()
+
+    assign = RoundRobin.assign
+
+    def breaks(policy: RoundRobin, request: Request, *rest: object) -> object:
+        if request.request_id == "r1":
+            raise ZeroDivisionError
+        return assign(policy, request, *rest)
+
+    monkeypatch.setattr(RoundRobin, "assign", breaks)
+    if stranded:
+        desk.beats(desk.beat("m1", role="mixed"))
+        desk.dispatcher.sweep()
+    else:
+        desk.fails(first, "engine_fault")
+        desk.fails(second, "engine_fault")
+    assert first.entry.outcome is Outcome.FAILED
+    assert second.attempt is not None
+    assert desk.dispatcher.invariants()["in_flight"] == 1

@@ -38,7 +38,7 @@ def once(hit: Callable[[Letter], bool], fault: Fault) -> Plan:
         done.set()
         return fault
 
-    plan.done = done  # type: ignore[attr-defined]
+    plan.done = done
     return plan
 
 
@@ -208,9 +208,13 @@ def test_every_other_message_of_a_kind_may_suffer(set_stage: SetStage, kind: typ
         return fault if isinstance(letter.message, kind) and letter.number % 2 == 0 else None
 
     stage = set_stage(plan=plan, gateway={"port": 0, "max_attempts": 12})
-    fails_first = lambda worker, submit: (  # noqa: E731
-        worker.fail(submit, "engine_fault") if submit.attempt.endswith("-1") else worker.answer(submit)
-    )
+
+    def fails_first(worker: FakeWorker, submit: Submit) -> None:
+        if submit.attempt.endswith("-1"):
+            worker.fail(submit, "engine_fault")
+        else:
+            worker.answer(submit)
+
     for name in ("m0", "m1"):
         stage.worker(name, behave=fails_first)
     exact(stage, complete(stage))

@@ -15,7 +15,7 @@ OUTPUT = 16
 
 
 def sequences(prompts: list[list[int]], hold: bool = False, **options: object) -> list[Sequence]:
-    params = SamplingParams(**{"temperature": 0.0, "max_tokens": OUTPUT, "ignore_eos": True, **options})  # type: ignore[arg-type]
+    params = SamplingParams(**{"temperature": 0.0, "max_tokens": OUTPUT, "ignore_eos": True, **options})
     return [Sequence(str(i), list(prompt), len(prompt), params, hold=hold) for i, prompt in enumerate(prompts)]
 
 

@@ -70,6 +70,23 @@ def test_a_collected_step_has_written_its_kv_also_where_it_draws_nothing(cuda, t
         assert all(bool(pages[3, 2].any()) for layer in runner.layers for pages in (layer.key, layer.value))
 
 
+def test_a_launch_that_breaks_says_so_once_the_device_is_done_with_it(cuda, tmp_path):
+    folder = make_model(tmp_path / "m", "llama")
+    config = EngineConfig(attention="sdpa", kv_bytes=1 << 20, block_size=16)
+    runner = TorchRunner.load(folder, config, dtype="float32", device=cuda)
+    (sequence,) = sequences([[5, 6, 7, 8]])
+    sequence.tables = [[3]]
+
+    def breaks(layer: int) -> None:
+        torch.cuda._sleep(200_000_000)  # a device far behind its host
+        if layer == 1:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        runner.launch(Plans()(Part(sequence, 0, 4, True)), breaks)
+    assert torch.cuda.current_stream(cuda).query()
+
+
 def test_a_launch_waits_for_nothing(cuda, tmp_path, prompts):
     """Decode steps of every style of sampling are enqueued behind one that does not end, and none of them is over."""
     folder = make_model(tmp_path / "m", "llama")

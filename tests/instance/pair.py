@@ -17,6 +17,7 @@ from core.sampling import SamplingParams
 from core.tokens import pack_tokens
 from decode.worker import DecodeWorker
 from engine.engine import Engine
+from engine.plan import ModelRunner
 from engine.sequence import Sequence
 from engine.simulated_runner import SimulatedRunner
 from instance.loop import EngineLoop, TransferEvent
@@ -25,6 +26,7 @@ from mail.attempt_book import AttemptBook
 from mail.faults import Plan
 from mail.outbox import Outbox
 from prefill.worker import PrefillWorker
+from tests.support.virtual.device import VirtualDevice
 from tests.support.virtual.fabric import Fabric, VirtualReceiver, VirtualSender
 from tests.support.virtual.post import Post
 from tests.support.virtual.timeline import Timeline
@@ -52,9 +54,11 @@ class Side:
         self.mailbox = pair.post.open(self.address.mailbox)
         self.mailbox.on_arrival = self._wake
         peers = pair.post.peers(self.address.mailbox)
-        self.engine = Engine(
-            runner(num_blocks, pair.layout), EngineConfig(prefix_cache=False, max_num_batched_tokens=32), timeline
-        )
+        device: ModelRunner = runner(num_blocks, pair.layout)
+        if pair.step_s > 0:
+            cost = CostModel(step_s=pair.step_s, prefill_token_s=0.0, attention_s=0.0, decode_sequence_s=0.0)
+            device = VirtualDevice(timeline, self._wake, pair.layout, num_blocks, 400, VOCAB, cost, steps_ahead=1)
+        self.engine = Engine(device, EngineConfig(prefix_cache=False, max_num_batched_tokens=32), timeline)
         store = ByteStore(pair.layout, num_blocks)
         self.receiver = VirtualReceiver(pair.fabric, f"kv://{name}-{incarnation}", store, self._post)
         self.sender = VirtualSender(pair.fabric, store, self._post)
@@ -252,7 +256,7 @@ class PairGateway:
 
 class Pair:
     """`prefill` and `decode` with a `gateway`; `plan` says what becomes of their mail, `hand_over_s` how long after a transfer's
-    threads a loop hears of an event."""
+    threads a loop hears of an event. A step takes `step_s`; where that is not 0, the next is launched before it ends."""
 
     def __init__(
         self,
@@ -261,8 +265,10 @@ class Pair:
         plan: Plan | None = None,
         roles: tuple[Role, Role] | None = None,
         layout: KVLayout = LAYOUT,
+        step_s: float = 0.0,
     ) -> None:
         self.layout = layout
+        self.step_s = step_s
         self.timeline = Timeline()
         self.post = Post(self.timeline, random.Random(5))
         self.post.faults = plan

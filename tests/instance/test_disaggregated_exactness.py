@@ -1,4 +1,4 @@
-"""Prefill engine to TCP to decode engine, in fp32: greedy tokens are those of `transformers.generate`."""
+"""Prefill instance to decode instance, by the carrier that `auto` takes, in fp32: greedy tokens are those of `generate`."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ def test_a_device_that_is_gone_ends_the_instance(tmp_path: Path, gateway: Script
         def launch(*_: object) -> None:
             raise Broken
 
-        instance._model.runner.launch = launch  # type: ignore[method-assign]
+        instance._model.runner.launch = launch
         for prompt in PROMPTS[:3]:
             (failed,) = gateway.wait(gateway.submit(prompt, SamplingParams(), prefill=None, decode=decode))
             assert failed.failures[0].code == "engine_fault"
@@ -257,7 +257,7 @@ def test_a_request_that_breaks_its_steps_ends_alone(tmp_path: Path, gateway: Scr
                 raise Broken
             return step
 
-        runner.launch = launch  # type: ignore[method-assign]
+        runner.launch = launch
         for _ in range(7):
             (failed,) = gateway.wait(gateway.submit([666], SamplingParams(), prefill=None, decode=decode))
             assert failed.failures[0].code == "engine_fault"

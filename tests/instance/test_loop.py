@@ -205,9 +205,9 @@ MESSAGES: dict[str, tuple[str, str, Message | object]] = {
     "withdrawn": ("book", "withdrawn", Withdrawn(worker=DECODE, attempt="bad", reason="x")),
     "cancel": ("book", "cancel", Cancel(attempt="bad")),
     "delivered": ("prefill", "delivered", Delivered("bad", 1, 0.0)),
-    "send failed": ("prefill", "send_failed", SendFailed("bad", EngineFault("x"))),  # type: ignore[arg-type]
+    "send failed": ("prefill", "send_failed", SendFailed("bad", EngineFault("x"))),
     "received": ("decode", "received", Received(1, "bad", b"", 1, 0.0)),
-    "broken": ("decode", "broken", Broken(1, "bad", EngineFault("x"))),  # type: ignore[arg-type]
+    "broken": ("decode", "broken", Broken(1, "bad", EngineFault("x"))),
 }
 
 
@@ -230,7 +230,7 @@ def test_a_fault_in_a_handler_ends_its_attempt_and_nothing_else(name: str, monke
     if isinstance(message, Message):
         rig.turn(message)
     else:
-        rig.loop.post(message)  # type: ignore[arg-type]
+        rig.loop.post(message)
         rig.turn()
     failed = [m for m in rig.peers.take(GATEWAY) if isinstance(m, Failed)]
     assert [(m.attempt, m.code) for m in failed] == [("bad", EngineFault.code)]
@@ -275,7 +275,7 @@ def test_a_device_that_is_gone_ends_the_loop() -> None:
     def gone(*args: object) -> None:
         raise OSError("no device")
 
-    rig.runner.launch = gone  # type: ignore[method-assign, assignment]
+    rig.runner.launch = gone
     for index in range(LOST_STEPS - 1):
         rig.turn(submission(str(index), "local"))
         rig.turn()

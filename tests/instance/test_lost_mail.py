@@ -16,7 +16,7 @@ from core.messages import Cancel, Failed, Grant, Keep, Message, Renew, Submit, T
 from instance.loop import TransferEvent
 from kv_transfer.events import Delivered, Received
 from mail.faults import Delay, Drop, Duplicate, Fault, Letter, Reorder
-from tests.instance.pair import LEASE_S, Pair, Stream
+from tests.instance.pair import LEASE_S, STEP_S, Pair, Stream
 
 
 @dataclass(frozen=True)
@@ -220,6 +220,28 @@ def test_a_loop_that_hears_of_a_commit_after_its_peer_loses_nothing(late: type[T
     pair.settle()
     assert all(stream.complete and not stream.failures for stream in streams)
     pair.check(waits_s=LEASE_S)
+
+
+def test_a_first_token_that_ends_all_is_not_taken_for_a_failure_because_the_session_ends_first() -> None:
+    """The decode side hears over the KV connection that the session is over, and the mail that says why comes later."""
+    late = (Tokens, Withdrawn)
+    pair = Pair(plan=lambda letter: Delay(0.5 * LEASE_S) if isinstance(letter.message, late) else None, step_s=STEP_S)
+    stream = pair.submit(max_tokens=1, prompt_tokens=150)
+    pair.settle()
+    assert stream.complete
+    assert stream.failures == []
+    pair.check()
+
+
+def test_a_session_that_ends_with_no_word_from_the_prefill_side_ends_in_one_error() -> None:
+    lost = (Failed, Tokens, Withdrawn)
+    pair = Pair(
+        plan=lambda letter: Drop() if isinstance(letter.message, lost) and "prefill" in letter.sender else None, step_s=STEP_S
+    )
+    stream = pair.submit(max_tokens=1, prompt_tokens=150)
+    pair.settle()
+    pair.check()
+    assert [failed.worker.name for failed in stream.failures] == ["decode"]
 
 
 def test_a_cancel_that_is_lost_is_made_up_for_within_a_lease() -> None:

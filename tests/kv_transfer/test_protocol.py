@@ -211,7 +211,7 @@ def test_a_recorded_conversation_does_not_open_a_second_connection() -> None:
 
     thread = threading.Thread(target=lambda: outcome(listener.answer, far))
     thread.start()
-    honest.dial(Tap())  # type: ignore[arg-type]
+    honest.dial(Tap())
     thread.join(20)
     with pytest.raises(HandshakeRefused) as refused:
         listener.answer(ScriptedConnection(b"".join(recorded)))
@@ -278,7 +278,7 @@ class End(InlineEnd):
         self.details = b"details of " + name.encode()
         self.settled = self.withdrawn = False
 
-    def settle(self, connection: Connection, details: bytes) -> object:  # type: ignore[override]
+    def settle(self, connection: Connection, details: bytes) -> object:
         assert details == self.details
         self.settled = True
         return super().settle(connection, details)
@@ -328,7 +328,7 @@ def test_a_forced_carrier_that_does_not_work_is_refused_by_name_on_both_sides(
 
 def test_a_listener_that_chooses_what_was_not_offered_is_refused() -> None:
     class Liar(Handshake):
-        def _choose(self, connection, offered):  # type: ignore[no-untyped-def]
+        def _choose(self, connection, offered):
             return "other", InlineEnd(1), ""
 
     mine, _ = shake(Handshake(IDENTITY, SECRET, INLINE), Liar(IDENTITY, SECRET, INLINE))

@@ -284,6 +284,7 @@ def test_a_frame_that_no_honest_sender_makes_ends_the_session_at_once(frame: byt
     outcome = receive(FRAMES[0] + frame)
     (broken,) = outcome.inbox.of(Broken)
     assert broken.error.code in ("corrupt_transfer", "transfer_aborted")
+    assert broken.given_up == ("changed my mind" in str(broken.error))
     assert (Kind.ABORT, GRANT) in outcome.replies
     assert_refused(outcome)
 

@@ -62,6 +62,30 @@ def test_a_handshake_that_stalls_is_cut_off() -> None:
         stalled.close()
 
 
+def test_a_receiver_that_gets_no_thread_for_a_peer_goes_on_to_serve_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, refused = threading.Thread.start, []
+
+    def no_more_threads(thread: threading.Thread) -> None:
+        if thread.name == "kv-receiver" and not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", no_more_threads)
+    with connected() as pair:
+        for grant in (1, 2):
+            session = begin(pair, grant)
+            push_all(session)
+            session.finish(b"tail")
+            if grant == 1:
+                pair.sent.expect(SendFailed)
+                pair.receiver.close(1, "failed")
+        pair.sent.expect(Delivered)
+        (received,) = pair.received.expect(Received)
+        assert received.grant == 2
+    assert len(refused) == 1
+
+
 def test_a_crowd_of_silent_strangers_keeps_no_member_out() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))

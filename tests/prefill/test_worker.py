@@ -71,7 +71,7 @@ class Rig:
         self.layers: list[tuple[object, ...]] = []
         output = self.engine.collect()
         for written in self.layers:
-            self.worker.layer_written(*written)  # type: ignore[arg-type]
+            self.worker.layer_written(*written)
         for token in output.tokens:
             self.worker.drawn(token)
         for sequence, error in output.failed:

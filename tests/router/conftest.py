@@ -45,7 +45,7 @@ def beat() -> Beat:
             max_num_seqs=max_num_seqs,
             kv_endpoint="127.0.0.1:1",
             cost=cost or CostModel(),
-            load=Load(**load),  # type: ignore[arg-type]
+            load=Load(**load),
         )
 
     return make

@@ -50,6 +50,15 @@ def test_silence_is_death_and_a_beat_is_life_again(state, beat):
     assert len(state.snapshot().decode) == 1
 
 
+def test_what_nobody_listened_to_is_no_silence(state, beat):
+    state.observe(beat("d0"), 0.0)
+    state.observe(beat("d1", running=2, steps=7), 1.0)
+    state.was_deaf(60.0, 61.0)
+    assert state.sweep(61.0) == []
+    assert state.sweep(61.6) == [("d0", 1)]
+    assert state.sweep(62.6) == [("d1", 1)]
+
+
 def test_a_busy_instance_that_makes_no_step_is_stuck_once_until_it_steps(state, beat):
     lost = []
     for tenth in range(35):

@@ -155,7 +155,7 @@ class Exchange:
                     job.finished_at = self.turn
                 self._send("done", job, job.decode, job.prefill)
             case "done":
-                assert engine.release(job.name)
+                assert engine.cancel(job.name)
 
     def _hand_over(self, job: Job) -> None:
         if job.granted and job.reading is not None and job.reading.status is Status.HELD:

@@ -69,7 +69,7 @@ class HandOver:
                     assert self.writer.start(self._writing[event.attempt], self._drawn[event.attempt]) is None
                 case Delivered() as event:
                     delivered += 1
-                    assert self.reader.release(event.attempt)
+                    assert self.reader.cancel(event.attempt)
                 case other:
                     raise AssertionError(other)
             self.writer.launch()

@@ -34,7 +34,7 @@ class Row:
 
 
 def row(prompt: tuple[int, ...] = (5, 6, 7), output: tuple[int, ...] = (), **params: object) -> Row:
-    sampling = SamplingParams(**{"max_tokens": 100, **params})  # type: ignore[arg-type]
+    sampling = SamplingParams(**{"max_tokens": 100, **params})
     return Row((*prompt, *output), len(prompt), sampling)
 
 

@@ -102,5 +102,5 @@ def receive(phase: str) -> None:
 
 if __name__ == "__main__":
     Pair.phase = sys.argv[-1]
-    distributed.GlooPair = Pair  # type: ignore[misc]
+    distributed.GlooPair = Pair
     {"send": send, "receive": receive}[sys.argv[1]](*sys.argv[2:])

@@ -189,7 +189,7 @@ def test_a_call_that_cannot_be_right_fails_its_session_and_nothing_else(way: Way
         pair.receiver.open(Terms(1, "a", 0, 12, 30.0), [TARGET_BLOCKS])
         wrong = pair.sender.begin(Terms(1, "a", 0, 12, 30.0), [pair.receiver.endpoint], [SOURCE_BLOCKS[:1]])
         other = begin(pair, 2)
-        misuse(wrong)  # type: ignore[operator]
+        misuse(wrong)
         pair.sent.expect(SendFailed)
         push_all(other)
         other.finish(b"")

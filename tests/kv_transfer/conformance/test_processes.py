@@ -97,7 +97,7 @@ def test_a_killed_sender_breaks_its_session_at_once_not_at_the_end_of_its_lease(
 def test_a_stopped_sender_loses_its_lease_and_what_it_sends_when_it_wakes_is_not_stored(transport: str) -> None:
     inbox, target, stored = Inbox(), poisoned(layout(16)), threading.Event()
     write, clock = target.write, ManualClock()
-    target.write = lambda *args: (write(*args), stored.set())[0]  # type: ignore[method-assign]
+    target.write = lambda *args: (write(*args), stored.set())[0]
     with KVReceiver(target, TcpTransport(), SECRET, "model", 1, clock, inbox, carriers_for(transport)) as receiver:
         receiver.open(Terms(9, "attempt", 2, 15, 5.0), [[21]])
         with spawn(receiver.endpoint, transport) as child:

@@ -65,7 +65,7 @@ class VirtualCluster:
             role,
             gateways=[gateway.address for gateway in self.gateways],
             incarnation=incarnation,
-            **self._options,  # type: ignore[arg-type]
+            **self._options,
         )
         return instance
 

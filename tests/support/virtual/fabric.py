@@ -97,7 +97,7 @@ class VirtualReceiver:
             session.committed_later(commit.digest)
             self.table.commit(received)
         else:
-            raise TransferAborted("the peer gave up")
+            raise CorruptTransfer(f"Got a {header.kind.name} from a sender")
 
     def _needed_bytes(self, grant: int) -> int:
         regions = self._terms[grant].needed(self._layout)
@@ -236,7 +236,7 @@ class VirtualSession:
         if self.ended or self.outbound is None:
             return
         try:
-            change(self.outbound)  # type: ignore[operator]
+            change(self.outbound)
         except ValueError as error:
             self.fail(TransferError(str(error)))
             return
@@ -257,6 +257,6 @@ class VirtualSession:
             receiver = self._sender.fabric.receivers.get(self.endpoint)
             found = None if receiver is None else receiver.table.get(self.grant)
             if receiver is not None and found is not None and found.belongs_to(self.way):
-                receiver.table.fail(found, TransferAborted("the peer gave up"))
+                receiver.table.fail(found, TransferAborted("the peer gave up"), given_up=True)
 
         self._sender.fabric.timeline.after(self._sender.fabric.latency_s, arrive)

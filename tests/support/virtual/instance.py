@@ -11,13 +11,12 @@ from core.layout import KVLayout, LayerShape
 from core.messages import Address, Heartbeat
 from decode.worker import DecodeWorker
 from engine.engine import Engine
-from engine.plan import LayerListener, StepPlan
-from engine.simulated_runner import SimulatedRunner, SimulatedStep
 from instance.loop import EngineLoop, TransferEvent
 from kv_transfer.byte_store import ByteStore
 from mail.attempt_book import AttemptBook
 from mail.outbox import Outbox
 from prefill.worker import PrefillWorker
+from tests.support.virtual.device import VirtualDevice
 from tests.support.virtual.fabric import Fabric, VirtualReceiver, VirtualSender
 from tests.support.virtual.post import Post
 from tests.support.virtual.timeline import Timeline
@@ -57,7 +56,7 @@ class VirtualInstance:
         self._gateways = tuple(gateways)
         self._cost = cost
         self._config = EngineConfig.model_validate({"max_num_batched_tokens": 512, "max_num_seqs": 64, **engine})
-        self._runner = _Device(self, layout, num_blocks, max_model_len, cost, timeline, steps_ahead)
+        self._runner = VirtualDevice(timeline, self.wake, layout, num_blocks, max_model_len, VOCAB, cost, steps_ahead)
         self.engine = Engine(self._runner, self._config, timeline)
         store = ByteStore(layout, num_blocks)
         self._mailbox = post.open(self.address.mailbox)
@@ -114,9 +113,6 @@ class VirtualInstance:
         delay_s = self._dice.uniform(0, self._late_s) if self._dice.random() < LATE_EVENTS else 0.0
         self._timeline.after(delay_s, lambda: None if self._dead else self.loop.post(event))
 
-    def step_ends_at(self, time_s: float) -> None:
-        self._timeline.at(time_s, self.wake)
-
     def _turn_at(self, time_s: float) -> None:
         if self._dead or (self._due_s is not None and self._due_s <= time_s):
             return
@@ -151,30 +147,3 @@ class VirtualInstance:
         for gateway in self._gateways:
             self._peers.send(gateway.mailbox, message)
         self._timeline.after(HEARTBEAT_S, self._beat)
-
-
-class _Device(SimulatedRunner):
-    """Says when each step will be over."""
-
-    def __init__(
-        self,
-        owner: VirtualInstance,
-        layout: KVLayout,
-        num_blocks: int,
-        max_model_len: int,
-        cost: CostModel,
-        timeline: Timeline,
-        steps_ahead: int,
-    ) -> None:
-        super().__init__(layout, num_blocks, max_model_len, VOCAB, cost, _nobody_sleeps, clock=timeline, steps_ahead=steps_ahead)
-        self._owner = owner
-
-    def launch(self, plan: StepPlan, on_layer: LayerListener | None = None) -> SimulatedStep:
-        step = super().launch(plan, on_layer)
-        self._owner.step_ends_at(step.done_at_s)
-        return step
-
-
-def _nobody_sleeps(seconds: float) -> None:
-    if seconds > 1e-9:
-        raise AssertionError(f"somebody waits {seconds} s for a device in virtual time")

@@ -13,30 +13,24 @@ class Stage(Enum):
     ARRIVED = "arrived"
     ASSIGNED = "assigned"
     FIRST_TOKEN = "first_token"
-    COMMITTED = "committed"
     LAST_TOKEN = "last_token"
     FINISHED = "finished"
 
 
 @dataclass
-class Lifecycle:
-    """Timestamps in seconds, the first of each stage winning except `LAST_TOKEN`, which moves; plus the token gaps."""
+class RequestTimes:
+    """Timestamps in seconds, the first of each stage winning except `LAST_TOKEN`, which moves; plus the number of tokens."""
 
-    times_s: dict[Stage, float] = field(default_factory=dict)
-    gaps_s: list[float] = field(default_factory=list)
+    marks_s: dict[Stage, float] = field(default_factory=dict)
     tokens: int = 0
 
     def mark(self, stage: Stage, now_s: float) -> None:
-        self.times_s.setdefault(stage, now_s)
+        self.marks_s.setdefault(stage, now_s)
 
     def token(self, now_s: float, count: int = 1) -> None:
         """Record that `count` tokens arrived at once."""
-        last_s = self.times_s.get(Stage.LAST_TOKEN)
-        if last_s is None:
-            self.mark(Stage.FIRST_TOKEN, now_s)
-        else:
-            self.gaps_s.append(now_s - last_s)
-        self.times_s[Stage.LAST_TOKEN] = now_s
+        self.mark(Stage.FIRST_TOKEN, now_s)
+        self.marks_s[Stage.LAST_TOKEN] = now_s
         self.tokens += count
 
     @property
@@ -54,6 +48,6 @@ class Lifecycle:
         return self._between(Stage.ARRIVED, Stage.FINISHED)
 
     def _between(self, start: Stage, end: Stage) -> float | None:
-        if start not in self.times_s or end not in self.times_s:
+        if start not in self.marks_s or end not in self.marks_s:
             return None
-        return self.times_s[end] - self.times_s[start]
+        return self.marks_s[end] - self.marks_s[start]

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import pytest
 
-from core.lifecycle import Lifecycle, Stage
+from core.request_times import RequestTimes, Stage
 from core.slo import SLO
 
 
 def test_ttft_and_tpot_follow_from_the_token_times() -> None:
-    life = Lifecycle()
-    life.mark(Stage.ARRIVED, 10.0)
+    times = RequestTimes()
+    times.mark(Stage.ARRIVED, 10.0)
     for at_s in (10.5, 10.7, 11.1):
-        life.token(at_s)
-    life.mark(Stage.FINISHED, 11.2)
-    assert life.ttft_s == pytest.approx(0.5)
-    assert life.tpot_s == pytest.approx(0.3)
-    assert life.gaps_s == pytest.approx([0.2, 0.4])
-    assert life.total_s == pytest.approx(1.2)
+        times.token(at_s)
+    times.mark(Stage.FINISHED, 11.2)
+    assert times.ttft_s == pytest.approx(0.5)
+    assert times.tpot_s == pytest.approx(0.3)
+    assert times.total_s == pytest.approx(1.2)
 
 
 def test_one_token_has_no_time_per_output_token() -> None:
-    life = Lifecycle()
-    life.mark(Stage.ARRIVED, 0.0)
-    life.token(1.0)
-    assert life.tpot_s is None
-    assert life.total_s is None
+    times = RequestTimes()
+    times.mark(Stage.ARRIVED, 0.0)
+    times.token(1.0)
+    assert times.tpot_s is None
+    assert times.total_s is None
 
 
 @pytest.mark.parametrize(
