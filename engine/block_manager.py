@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from core.groups import NO_BLOCK, LayerGroup
 from engine.block_pool import BlockPool
 from engine.contents import Contents
+from engine.match import Match, longest_match
 from engine.promises import Promise, Promises
 from engine.sequence import Sequence
 from engine.windows import Windows
@@ -39,15 +40,12 @@ class Fit:
     """What giving a sequence blocks for all its tokens would take.
 
     Attributes:
-        matched: for each group, blocks of the longest cached prefix, all of one length.
-        lacking: how many more would have to be available. 0 if there is room.
-        next_content: name of the block that would have made the match longer; None if it is as long as it may be, or if there
-            are several that might.
+        match: what the prefix cache has of it.
+        lacking: how many more blocks would have to be available. 0 if there is room.
     """
 
-    matched: list[list[int]]
+    match: Match
     lacking: int
-    next_content: bytes | None
 
 
 class BlockManager:
@@ -58,7 +56,7 @@ class BlockManager:
         windows: the groups of layers; None is one that keeps everything.
 
     Attributes:
-        freed: goes up by every block that becomes available, and by some that were so before.
+        freed: goes up by every block that becomes available or a prefix that matches spares, and by some that were so before.
         windowed: whether some group has a window.
     """
 
@@ -68,7 +66,7 @@ class BlockManager:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.prefix_cache = prefix_cache
-        self.windows = windows or Windows.none(block_size)
+        self.windows = windows or Windows.none(block_size, num_blocks)
         self.windowed = bool(self.windows.windowed)
         self.freed = 0
         self._full = self.windows.full
@@ -116,30 +114,40 @@ class BlockManager:
         """How many blocks a sequence owns in groups without a window."""
         return sum([len(sequence.tables[group]) for group in self._full]) if sequence.tables else 0
 
+    def lacking_for(self, sequence: Sequence, tokens: int) -> int:
+        """How many more blocks a sequence that decodes will own, or be promised, once it has so many tokens."""
+        return max(0, self.kept_for(tokens) - self.kept(sequence)) + self._lacks_promise(sequence, tokens)
+
     def owned(self, sequence: Sequence) -> int:
         """How many blocks a sequence owns in all groups."""
         return sum([len(table) - table.count(NO_BLOCK) for table in sequence.tables])
 
     # --- admission ----------------------------------------------------------------------------------------------------
 
+    def wanted(self, sequence: Sequence) -> int:
+        """Blocks, owned or promised, of a sequence with the tokens that it has, if the prefix cache has nothing of it."""
+        tokens = len(sequence.tokens)
+        return self.kept_for(tokens) + self.windows.promise(sequence, tokens, sequence.incoming)
+
     def allocate(self, sequence: Sequence, spare_blocks: int = 0) -> bool:
         """Give a sequence that owns nothing room for all its tokens, reusing the longest cached prefix. False, with nothing
         changed, unless at least `spare_blocks` blocks stay available."""
         fit = self.fit(sequence, spare_blocks)
         if fit.lacking == 0:
-            self.give(sequence, fit.matched)
+            self.give(sequence, fit.match.tables)
         return fit.lacking == 0
 
     def fit(self, sequence: Sequence, spare_blocks: int = 0) -> Fit:
         """Whether `allocate` would give a sequence blocks, and if not, why. Nothing changes."""
         if sequence.tables:
             raise ValueError(f"sequence {sequence.sequence_id} already owns {self.owned(sequence)} blocks")
-        matched, next_content = self._match(sequence)
+        limit = (len(sequence.tokens) - 1) // self.block_size if self.prefix_cache else 0
+        match = longest_match(sequence, limit, self._contents, self.windows, self._pool.references)
         references = self._pool.references
-        shared = sum(1 for group in self._full for block in matched[group] if references[block] > 0)
+        shared = sum(1 for group in self._full for block in match.tables[group] if references[block] > 0)
         # What matches in a group with a window is a part of the promise.
-        wanted = self.kept_for(len(sequence.tokens)) - shared + self.windows.promise(sequence, sequence.incoming) + spare_blocks
-        return Fit(matched, max(0, wanted - self.available_blocks), next_content)
+        lacking = self.wanted(sequence) - shared + spare_blocks - self.available_blocks
+        return Fit(match, max(0, lacking))
 
     def give(self, sequence: Sequence, matched: list[list[int]]) -> None:
         """Carry out a `fit` that lacks nothing, before anything else happens here.
@@ -165,7 +173,7 @@ class BlockManager:
         """The first of `owners` that would have to be freed for `allocate` to succeed; none if freeing them all would not do.
         Blocks that they share with somebody else, or that the sequence itself matches, make no room."""
         fit = self.fit(sequence, spare_blocks)
-        lacking, reused = fit.lacking, {block for group in self._full for block in fit.matched[group]}
+        lacking, reused = fit.lacking, {block for group in self._full for block in fit.match.tables[group]}
         leaving: Counter[int] = Counter()
         chosen: list[Sequence] = []
         for owner in owners:
@@ -186,16 +194,17 @@ class BlockManager:
     # --- from step to step --------------------------------------------------------------------------------------------
 
     def grow(self, sequence: Sequence) -> bool:
-        """Make sure that groups without a window have room for the KV of all tokens, pending ones too. False, with nothing
-        changed, if there is none."""
+        """Make sure that there is room for the KV of all tokens, pending ones too: blocks in groups without a window, a promise
+        of as many in the others. False, with nothing changed, if there is none."""
         tables = [sequence.tables[group] for group in self._full]
-        missing = self.blocks_for(sequence.total_tokens) - len(tables[0]) if tables else 0
-        if missing <= 0:
-            return True
-        if missing * len(tables) > self.available_blocks:
+        missing = max(0, self.blocks_for(sequence.total_tokens) - len(tables[0])) if tables else 0
+        more = self._lacks_promise(sequence, sequence.total_tokens)
+        if missing * len(tables) + more > self.available_blocks:
             return False
         for table in tables:
             table.extend([self._take() for _ in range(missing)])
+        if more:
+            self._promises.add(sequence, more)
         return True
 
     def advance(self, sequence: Sequence, end: int) -> None:
@@ -205,7 +214,7 @@ class BlockManager:
         self._slide(sequence, promise)
         if not promise.decodes and self._decodes(sequence):
             promise.decodes = True
-            self.freed += self._promises.lower(promise, self.windows.promise(sequence, True))
+            self.freed += self._promises.lower(promise, self.windows.promise(sequence, sequence.total_tokens, True))
         for group, _ in self.windows.windowed:
             table = sequence.tables[group]
             while len(table) * self.block_size < end:
@@ -286,47 +295,20 @@ class BlockManager:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _match(self, sequence: Sequence) -> tuple[list[list[int]], bytes | None]:
-        """For each group, blocks of the longest cached prefix, and what should follow them. Where no group has a window, hashes
-        are made only as far as that."""
-        limit = (len(sequence.tokens) - 1) // self.block_size if self.prefix_cache else 0
-        if self.windowed or len(self._full) > 1:
-            return self._match_windows(sequence, limit), None
-        found: list[int] = []
-        for index in range(limit):
-            name = self._contents.name(sequence, 0, index)
-            block = self._contents.find(name)
-            if block is None:
-                return [found], name
-            found.append(block)
-        return [found], None
-
-    def _match_windows(self, sequence: Sequence, limit: int) -> list[list[int]]:
-        contents = self._contents
-
-        def find(group: int, index: int) -> int | None:
-            return contents.find(contents.name(sequence, group, index))
-
-        position = len(sequence.tokens) if sequence.incoming else None
-        length = 0 if len(contents) == 0 else self.windows.longest_match(limit, find, position)
-        matched = [[NO_BLOCK] * length for _ in range(self.windows.count)]
-        firsts = dict.fromkeys(self._full, 0)
-        for group, window in self.windows.windowed:
-            firsts[group] = self.windows.first_kept(window, length * self.block_size if position is None else position)
-        for group, first in firsts.items():
-            matched[group][first:] = [find(group, index) or 0 for index in range(first, length)]
-        return matched
-
     def _promise(self, sequence: Sequence) -> None:
         """Promise what groups with a window will need, and begin with what matched of it."""
         position = len(sequence.tokens) if sequence.incoming else sequence.computed_tokens
         firsts = [self.windows.first_kept(window, position) for _, window in self.windows.windowed]
-        blocks = self.windows.promise(sequence, sequence.incoming)
+        blocks = self.windows.promise(sequence, len(sequence.tokens), sequence.incoming)
         self._promises.make(sequence, Promise(blocks, firsts, sequence.incoming))
         for group, _ in self.windows.windowed:
             for block in _present(sequence.tables[group]):
                 if self._pool.share(block):
                     self._promises.taken()
+
+    def _lacks_promise(self, sequence: Sequence, tokens: int) -> int:
+        """How many blocks more it has to be promised before it decodes with so many tokens."""
+        return max(0, self.windows.promise(sequence, tokens, True) - self._promises.blocks_of(sequence)) if self.windowed else 0
 
     def _expect(self, sequence: Sequence, table: list[int], window: LayerGroup, first: int) -> None:
         """Room from block `first` on for the KV that comes from elsewhere, of what the token after the last one sees."""
@@ -344,6 +326,8 @@ class BlockManager:
 
     def _take_promised(self) -> int:
         self._promises.taken()
+        if self._full:  # of what is evicted, somebody may have a copy under way, which then spares blocks
+            self.freed += 1
         return self._take()
 
     def _slide(self, sequence: Sequence, promise: Promise) -> None:
@@ -351,7 +335,7 @@ class BlockManager:
         for place, (group, window) in enumerate(self.windows.windowed):
             first = self.windows.first_kept(window, sequence.computed_tokens)
             table = sequence.tables[group]
-            for index in range(promise.first[place], first):
+            for index in reversed(range(promise.first[place], first)):  # the last first, as in `_release`
                 if self._pool.release(table[index]):
                     self._promises.freed(1)
                 table[index] = NO_BLOCK

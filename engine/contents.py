@@ -45,6 +45,16 @@ class Contents:
     def find(self, name: bytes) -> int | None:
         return self._block_of.get(name)
 
+    def run(self, sequence: Sequence, group: int, limit: int) -> list[int]:
+        """Blocks of a sequence from the first on, at most `limit`, up to the first that cannot be found."""
+        found: list[int] = []
+        for index in range(limit):
+            block = self._block_of.get(self.name(sequence, group, index))
+            if block is None:
+                break
+            found.append(block)
+        return found
+
     def add(self, name: bytes, block: int) -> None:
         """From now on `block` is found under `name`, unless it has a name or another has that one."""
         if self.name_of[block] is None and name not in self._block_of:

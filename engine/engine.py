@@ -87,9 +87,9 @@ class Engine:
         self._clock = clock
         self._groups = layer_groups(runner.layout)
         size = runner.layout.block_size
-        windows = Windows(self._groups, size, config.max_num_batched_tokens, runner.steps_ahead)
+        windows = Windows(self._groups, size, runner.num_blocks, config.max_num_batched_tokens, runner.steps_ahead)
         self._blocks = BlockManager(runner.num_blocks, size, config.prefix_cache, windows)
-        self._capacity_tokens = windows.longest(runner.num_blocks, runner.max_model_len)
+        self._capacity_tokens = windows.longest(runner.max_model_len)
         self._scheduler = Scheduler(
             self._blocks,
             config.max_num_seqs,

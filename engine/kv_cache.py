@@ -92,8 +92,8 @@ def affordable_blocks(
     groups = layer_groups(layout)
     blocks = size // block_bytes(layout, groups)
     if config.kv_bytes is None:
-        windows = Windows(groups, layout.block_size, config.max_num_batched_tokens, _STEPS_AHEAD)
-        longest = sum(windows.reach(group, max_model_len, decodes=False) for group in groups.groups)
+        windows = Windows(groups, layout.block_size, blocks, config.max_num_batched_tokens, _STEPS_AHEAD)
+        longest = windows.needed(max_model_len, config.max_num_batched_tokens)
         blocks = min(blocks, _USEFUL_FACTOR * config.max_num_seqs * longest)
     if blocks < 1:
         needed = block_bytes(layout, groups)

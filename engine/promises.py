@@ -1,7 +1,8 @@
 """Blocks that sequences will need as their windows move on, and that nobody else may be given until then.
 
 The groups of layers with a window take their blocks as tokens are computed and give them back as the window leaves them. So that
-this can never fail, a sequence is *promised*, when it is admitted, as many blocks as it may ever have in these groups at once.
+this can never fail, a sequence is *promised*, when it is admitted, as many blocks as it may have in these groups at once with the
+tokens that it has. One that writes tokens is promised more before it has more, or gives up its blocks, as in other groups.
 
     outstanding = what is promised to all - settled
     settled     = blocks that groups with a window own and that would be free if their owners let go of them
@@ -54,6 +55,11 @@ class Promises:
     def make(self, sequence: Sequence, promise: Promise) -> None:
         self._of[sequence] = promise
         self.outstanding += promise.blocks
+
+    def add(self, sequence: Sequence, blocks: int) -> None:
+        """Promise so many more."""
+        self._of[sequence].blocks += blocks
+        self.outstanding += blocks
 
     def lower(self, promise: Promise, blocks: int) -> int:
         """Promise so many from now on, at least as many as it has. Returns by how many fewer."""

@@ -21,14 +21,12 @@ from engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """A claim that found no room: how many blocks it lacked, and what was given up until then. `next_content` is the first
-    block of it that was not in the cache, if one block alone could make its match longer, and `registered` how many had ever been
-    there; `in_vain` is set when not even the blocks of all that may lose theirs would do."""
+    """A claim that found no room, and why. `given_up` is what was until then, `registered` how many blocks had ever been in the
+    cache; `in_vain` is set when not even the blocks of all that may lose theirs would do."""
 
     claim: Sequence
-    lacking: int
+    fit: Fit
     given_up: int
-    next_content: bytes | None
     registered: int
     in_vain: bool = False
 
@@ -45,14 +43,15 @@ class Room:
     def wanted(self, sequence: Sequence) -> int:
         """Blocks for its tokens and for the output that room is kept for: what a claim needs, without what the prefix cache
         has of it."""
-        return self._kept_for(sequence) + self._blocks.windows.promise(sequence, sequence.incoming)
+        written, windows = self._written(sequence), self._blocks.windows
+        reading = windows.promise(sequence, len(sequence.tokens), sequence.incoming)
+        return self._blocks.kept_for(written) + max(reading, windows.promise(sequence, written, True))
 
     def headroom(self, sequence: Sequence) -> int:
-        """Of these, the blocks that somebody who has his tokens' blocks does not own yet. Those that he is promised are no
-        concern of anybody else."""
+        """Of these, the blocks that somebody who has his tokens' blocks neither owns nor is promised yet."""
         if not sequence.tables:
             return self.wanted(sequence)
-        return max(0, self._kept_for(sequence) - self._blocks.kept(sequence))
+        return self._blocks.lacking_for(sequence, self._written(sequence))
 
     def give_up(self, blocks: int) -> None:
         """So many blocks need not be kept any longer: whoever they were kept for is gone."""
@@ -67,7 +66,7 @@ class Room:
         spare = self._spare(claim, writers) + passed_blocks
         fit = self._blocks.fit(claim, spare)
         if fit.lacking == 0:
-            self._blocks.give(claim, fit.matched)
+            self._blocks.give(claim, fit.match.tables)
             self._refusal = None  # it may have been about somebody who passed this claim
             return True
         self._refusal = self._refused(claim, fit)
@@ -86,32 +85,32 @@ class Room:
             self._refusal = self._refused(claim, fit, in_vain=True)
         return found
 
-    def _kept_for(self, sequence: Sequence) -> int:
-        tokens = sequence.total_tokens
-        if not sequence.hold:
-            # The last token is drawn but never computed.
-            last = sequence.prompt_tokens + sequence.sampling.max_tokens - 1
-            tokens = min(tokens + self._headroom_tokens, last)
-        return self._blocks.kept_for(tokens)
+    def _written(self, sequence: Sequence) -> int:
+        """Its tokens and the output that room is kept for."""
+        if sequence.hold:
+            return sequence.total_tokens
+        # The last token is drawn but never computed.
+        last = sequence.prompt_tokens + sequence.sampling.max_tokens - 1
+        return min(sequence.total_tokens + self._headroom_tokens, last)
 
     def _spare(self, claim: Sequence, writers: Iterable[Sequence]) -> int:
-        own = self._kept_for(claim) - self._blocks.kept_for(len(claim.tokens))
+        own = self.wanted(claim) - self._blocks.wanted(claim)
         return own + sum(map(self.headroom, writers))
 
     def _refused(self, claim: Sequence, fit: Fit, in_vain: bool = False) -> _Refusal:
-        return _Refusal(claim, fit.lacking, self._ever_given_up(), fit.next_content, self._blocks.registered, in_vain)
+        return _Refusal(claim, fit, self._ever_given_up(), self._blocks.registered, in_vain)
 
     def _still_refused(self, claim: Sequence) -> bool:
         """What it lacks shrinks by no more than the blocks that were freed and the room that others no longer need, or by a
-        longer match in the cache. That begins where the last one ended, unless some group has a window."""
+        longer match in the cache. That begins where the last one ended, but for what windows lacked: any block may bring that."""
         refusal = self._refusal
         if refusal is None or refusal.claim is not claim:
             return False
-        if refusal.next_content is not None and self._blocks.is_cached(refusal.next_content):
+        match = refusal.fit.match
+        if match.next_content is not None and self._blocks.is_cached(match.next_content):
             return False
-        if self._blocks.windowed and self._blocks.registered != refusal.registered:
-            return False
-        return self._ever_given_up() - refusal.given_up < refusal.lacking
+        latent = match.latent if self._blocks.registered != refusal.registered else 0
+        return self._ever_given_up() - refusal.given_up + latent < refusal.fit.lacking
 
     def _ever_given_up(self) -> int:
         return self._given_up + self._blocks.freed

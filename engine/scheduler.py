@@ -11,7 +11,7 @@ that of the request in the cluster, the same on every engine (`waiting_queue.Ord
 Invariants:
 - Prompts and reservations wait in one queue. Admission gives blocks for *all* tokens that a sequence has, so only decoding
   grows, by one block at a time. A sequence with `hold` never decodes and so never grows. Layers with windows take theirs as steps
-  are decided, out of what was promised at admission, and never lack any (`engine.promises`).
+  are decided, out of what was promised before, and never lack any (`engine.promises`).
 - Admission keeps room for the output of all who write here (`engine.room`). So nobody is preempted for want of blocks while
   outputs are no longer than that.
 - Nobody is overtaken for blocks: what does not fit yet blocks all that is younger, so a large claim cannot starve. A
@@ -70,7 +70,7 @@ class Scheduler:
         if max_num_seqs < 1 or max_num_batched_tokens < 1:
             raise ValueError(f"Got {max_num_seqs = }, {max_num_batched_tokens = } but expected at least one of each")
         self.blocks = blocks
-        self._growing = next(iter(blocks.windows.full), None)  # a group whose tables grow as all do that have no window
+        self._growing = next(iter(blocks.windows.full), 0)  # a group whose tables tell when it is time to grow
         self._room = Room(blocks, headroom_tokens)
         self._max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -268,6 +268,8 @@ class Scheduler:
 
     def _schedule_chunk(self, sequence: Sequence, budget: int, parts: list[Part]) -> int:
         count = min(budget, sequence.unlaunched_tokens)
+        if self.blocks.windowed:
+            count = min(count, self.blocks.windows.chunk(sequence))
         if count > 0:
             parts.append(Part(sequence, sequence.launched_tokens, count, count == sequence.unlaunched_tokens))
         return count
@@ -295,8 +297,6 @@ class Scheduler:
         """Oldest first, at the cost of the youngest."""
         preempted: list[Sequence] = []
         group, size, index = self._growing, self.blocks.block_size, 0
-        if group is None:
-            return preempted
         while index < len(self._residents.running):
             sequence = self._residents.running[index]
             if sequence.total_tokens <= len(sequence.tables[group]) * size or self.blocks.grow(sequence):
@@ -330,7 +330,7 @@ class Scheduler:
         # The last token is drawn but never computed.
         drawn = 0 if sequence.hold else max(0, sequence.sampling.max_tokens - sequence.output_tokens - 1)
         tokens = len(sequence.tokens) + drawn
-        blocks = self.blocks.kept_for(tokens) + self.blocks.windows.promise(sequence, decodes=False)
+        blocks = self.blocks.kept_for(tokens) + self.blocks.windows.promise(sequence, tokens, decodes=False)
         if blocks > self.blocks.num_blocks:
             needed = f"{tokens} tokens to keep, in {blocks} blocks of {self.blocks.block_size}"
             raise ContextLengthExceeded(f"Got {needed}, but the KV cache has {self.blocks.num_blocks}", "max_tokens")

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from core.groups import block_bytes
 from gateway.journal import Entry, Outcome
 from router.state import Snapshot
 
@@ -99,7 +100,7 @@ class _Instances(Collector):
         }
         for item in self._snapshot().instances:
             load, beat = item.load, item.beat
-            used_bytes = (beat.total_blocks - load.free_blocks) * beat.layout.block_size * item.kv_bytes_per_token
+            used_bytes = (beat.total_blocks - load.free_blocks) * block_bytes(beat.layout, item.groups)
             values = {
                 "running": load.running,
                 "waiting": load.waiting,

@@ -32,11 +32,18 @@ def decode_step_s(instance: Instance, context_tokens: int = 0) -> float:
 def slot_wait_s(instance: Instance, context_tokens: int, step_s: float) -> float:
     """Time until the instance has a batch slot and blocks for one more sequence; 0 when it has them now."""
     beat = instance.beat
-    block_size = beat.layout.block_size
     ahead = instance.sequences + 1 - beat.max_num_seqs
-    short = -(-(context_tokens + instance.assigned_context_tokens + 1) // block_size) - beat.load.free_blocks
+    short = _blocks(instance, context_tokens + instance.assigned_context_tokens + 1) - beat.load.free_blocks
     if ahead <= 0 and short <= 0:
         return 0.0
     held = max(1, beat.total_blocks - beat.load.free_blocks)
     turns = max(ahead / beat.max_num_seqs, short / held)
     return EXPECTED_OUTPUT_TOKENS * step_s * turns
+
+
+def _blocks(instance: Instance, tokens: int) -> int:
+    """Blocks of all groups of layers for so many tokens of one sequence more and of those on their way. A window keeps no more of
+    each than it sees."""
+    windows = [group.sliding_window for group in instance.groups.groups]
+    kept = [tokens if window is None else min(tokens, window * (instance.assigned_sequences + 1)) for window in windows]
+    return sum([-(-each // instance.beat.layout.block_size) for each in kept])

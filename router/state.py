@@ -19,6 +19,7 @@ from functools import cached_property
 
 from core.config import Role
 from core.errors import ProtocolError
+from core.groups import LayerGroups, layer_groups
 from core.layout import KVLayout, ModelKV, Shard
 from core.messages import Address, Heartbeat, Load
 
@@ -37,6 +38,7 @@ class Instance:
 
     Attributes:
         kind: equal for instances whose KV is interchangeable (same fingerprint and layout).
+        groups: which of its layers share blocks.
         capacity_tokens: the longest context that it could ever hold: by the model, and by the size of its cache.
         stuck: it has work and shows no sign of life.
         refusing: it turned work away (it drains, or its role changed) and no heartbeat has said since how it stands.
@@ -53,6 +55,7 @@ class Instance:
     beat: Heartbeat
     last_seen_s: float
     kv_bytes_per_token: int
+    groups: LayerGroups
     capacity_tokens: int
     stuck: bool
     refusing: bool
@@ -114,6 +117,7 @@ class _Tracked:
     last_seen_s: float
     life_s: float
     kv_bytes_per_token: int
+    groups: LayerGroups
     most_steps: int = 0
     stuck: bool = False
     refusing: bool = False
@@ -164,15 +168,16 @@ class ClusterState:
         self._newest[name] = incarnation
         self._snapshot = None
         if before is None or before.beat.worker.incarnation != incarnation:
-            kind = self._kind(heartbeat)
+            kind, layout = self._kind(heartbeat), heartbeat.layout
             self._tracked[name] = _Tracked(
-                heartbeat, role, kind, now_s, now_s, heartbeat.layout.bytes_per_token, heartbeat.load.steps
+                heartbeat, role, kind, now_s, now_s, layout.bytes_per_token, layer_groups(layout), heartbeat.load.steps
             )
             return None if before is None else (name, before.beat.worker.incarnation)
         if before.lives(heartbeat):
             before.life_s = now_s
         if heartbeat.fingerprint != before.beat.fingerprint or heartbeat.layout != before.beat.layout:
             before.kind, before.kv_bytes_per_token = self._kind(heartbeat), heartbeat.layout.bytes_per_token
+            before.groups = layer_groups(heartbeat.layout)
         before.beat, before.role, before.last_seen_s, before.view = heartbeat, role, now_s, None
         before.most_steps = max(before.most_steps, heartbeat.load.steps)
         before.stuck, before.refusing = before.stuck and before.stalled(now_s, self._stuck_after_s), False
@@ -238,6 +243,7 @@ class ClusterState:
                 beat=beat,
                 last_seen_s=tracked.last_seen_s,
                 kv_bytes_per_token=tracked.kv_bytes_per_token,
+                groups=tracked.groups,
                 capacity_tokens=min(beat.max_model_len, beat.capacity_tokens),
                 stuck=tracked.stuck,
                 refusing=tracked.refusing,

@@ -119,7 +119,8 @@ class EngineMachine(RuleBasedStateMachine):
     def capacity_exceeded(self, life: Life) -> bool:
         born = life.sequence
         computed = len(born.tokens) if born.hold else born.prompt_tokens + born.sampling.max_tokens - 1
-        whole, under_way = -(-computed // self.block_size), (1 + self.runner.steps_ahead) * self.budget
+        chunk = min(self.budget, max((w for w in self.windows if w is not None), default=self.budget))
+        whole, under_way = -(-computed // self.block_size), (1 + self.runner.steps_ahead) * chunk
         needed = [whole if w is None else min(whole, -(-(w - 1 + under_way) // self.block_size) + 1) for w in self.windows]
         return sum(needed) > self.num_blocks
 

@@ -88,5 +88,7 @@ def test_only_what_windows_see_goes_over_and_the_tokens_are_generates(model_fold
                 prompts = [prompt[: max(1, len(prompt) - 2)] for prompt in prompts]
             else:
                 prompts = [prompt + output + [7, 11] for prompt, output in zip(prompts, written, strict=True)]
-    assert cached[0] == 0 < cached[1] < cached[2]
+    assert 0 == cached[0] <= cached[1] < cached[2]
+    full = any(shape.sliding_window is None for shape in writer.layout.layers)
+    assert (cached[1] > 0) == full, "of what the shorter prompt sees in windows, the first block came in part only"
     assert moved[0] < sum(len(prompt) for prompt in ragged_prompts(12, seed=9)) * writer.layout.bytes_per_token

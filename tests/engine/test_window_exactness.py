@@ -44,8 +44,8 @@ def runner_of(folder: Any, block_size: int, steps_ahead: int, attention: str = "
     loaded = load_model(folder)
     layout = layout_of(loaded.layers, loaded.dtype, block_size)
     groups = allocate(layout, 1, loaded.device).groups
-    windows = Windows(groups, block_size, CONFIG.max_num_batched_tokens, steps_ahead)
-    blocks = 2 * sum(windows.reach(group, 112, decodes=False) for group in groups.groups)
+    windows = Windows(groups, block_size, 1, CONFIG.max_num_batched_tokens, steps_ahead)
+    blocks = 2 * windows.needed(112, CONFIG.max_num_batched_tokens)
     selection = select(attention, loaded.layers, loaded.dtype, loaded.device)
     return TorchRunner(loaded, selection, allocate(layout, blocks, loaded.device), steps_ahead=steps_ahead)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
 import pytest
 
 from core.clock import ManualClock
@@ -44,7 +48,7 @@ def kept(made: Sequence, group: int) -> int:
 
 def manager(num_blocks: int, *windows: int | None, chunk: int = 8, steps_ahead: int = 0) -> BlockManager:
     groups = LayerGroups(tuple(LayerGroup((layer,), window) for layer, window in enumerate(windows)))
-    return BlockManager(num_blocks, SIZE, True, Windows(groups, SIZE, chunk, steps_ahead))
+    return BlockManager(num_blocks, SIZE, True, Windows(groups, SIZE, num_blocks, chunk, steps_ahead))
 
 
 def computed(blocks: BlockManager, name: str, tokens: list[int], **options: object) -> Sequence:
@@ -57,6 +61,19 @@ def computed(blocks: BlockManager, name: str, tokens: list[int], **options: obje
         made.computed_tokens = made.launched_tokens = end
         blocks.register(made, first)
     return made
+
+
+def count_calls(owner: object, method: str) -> list[None]:
+    """One entry more whenever that method is called from now on."""
+    calls: list[None] = []
+    original: Callable[..., Any] = getattr(owner, method)
+
+    def counted(*args: object) -> Any:
+        calls.append(None)
+        return original(*args)
+
+    setattr(owner, method, counted)
+    return calls
 
 
 # --- how many -------------------------------------------------------------------------------------------------------------
@@ -149,6 +166,73 @@ def test_a_prompt_that_is_read_keeps_exactly_what_goes_over() -> None:
     finish(it)
 
 
+def test_a_sequence_that_fits_only_so_is_read_in_chunks_of_a_window() -> None:
+    """With 40 tokens in a step each window would keep all of the 67, in 17 blocks, and so no such prompt would ever fit."""
+    it = engine(17 + 3 * 5, (8, 8, 8, None), chunk=40, prefix_cache=False)
+    assert it.capacity_tokens == 68
+    long, short = sequence("long", LONG, 4), sequence("short", LONG[:20], 4)
+    it.add(long)
+    it.add(short)
+    chunks: dict[str, list[int]] = {"long": [], "short": []}
+    while it.has_work:
+        for part in it.step().parts:
+            chunks[part.sequence.sequence_id].append(part.count)
+    assert chunks == {"long": [8] * 8 + [1] * 3, "short": [20, 1, 1, 1]}
+    assert long.tokens[64:] == run_alone(LONG, SamplingParams(max_tokens=4))
+    finish(it)
+
+
+def test_a_reservation_fits_a_cache_that_is_smaller_than_the_largest_step() -> None:
+    it = engine(17 + 3 * 5, (8, 8, 8, None), chunk=1000)
+    moved = sequence("moved", LONG, 4)
+    it.reserve(moved)
+    assert [admission.sequence for admission in it.admissions()] == [moved]
+
+
+def test_output_that_may_never_come_keeps_nobody_waiting() -> None:
+    """A window of 64 tokens, 4 of which each needs to begin with: with `headroom_tokens` of 0 that is all that is promised."""
+    it = engine(12, (64,), prefix_cache=False)
+    made = [sequence(f"s{index}", LONG[:3], 40, ticket=index + 1) for index in range(5)]
+    for each in made:
+        it.add(each)
+    it.step()
+    it.step()
+    assert [each.status for each in made] == [Status.RUNNING] * 5
+    finish(it)
+    assert all(each.tokens[3:] == run_alone(LONG[:3], SamplingParams(max_tokens=40)) for each in made)
+    assert made[0].preemptions == 0
+    assert made[4].preemptions > 0, "5 times 43 tokens are more than 12 blocks: the youngest give way as windows fill"
+
+
+def test_headroom_is_kept_for_windows_that_fill() -> None:
+    clock = ManualClock()
+    runner = KVCheckingRunner(12, SIZE, 0.0, 0, STEP, clock, (64,))
+    it = Engine(runner, EngineConfig(max_num_batched_tokens=8, headroom_tokens=16, prefix_cache=False), clock)
+    made = [sequence(f"s{index}", LONG[:3], 17, ticket=index + 1) for index in range(5)]
+    for each in made:
+        it.add(each)
+    most = 0
+    while it.has_work:
+        assert it.step().failed == ()
+        most = max(most, it.load().running)
+    assert most == 2, "19 tokens each, in 5 blocks"
+    assert [each.preemptions for each in made] == [0] * 5
+    finish(it)
+
+
+@pytest.mark.parametrize("steps_ahead", [1, 2, 3])
+def test_tokens_that_are_drawn_while_a_prompt_is_under_way_have_blocks(steps_ahead: int) -> None:
+    """Its blocks are full, and no window has left any of them when the next token is launched."""
+    it = engine(40, (1, 5, None), steps_ahead=steps_ahead)
+    made = sequence("a", LONG[:8], 20)
+    it.add(made)
+    while it.has_work:
+        while it.launch():
+            assert it._scheduler.check() == []
+        it.collect()
+    finish(it)
+
+
 # --- reuse ----------------------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +245,21 @@ def test_a_prefix_matches_where_its_window_is_cached_and_begins_with_nothing_on_
     assert [block == NO_BLOCK for block in again.tables[0]] == [True] * 4 + [False] * 2  # the next token sees 19 to 24
     assert len(again.tables[1]) == 7
     assert blocks.check([again]) == []
+
+
+def test_of_what_a_window_leaves_at_once_the_end_is_evicted_first() -> None:
+    """A prefix that others share is short: the longer one that this prompt alone can reuse goes first."""
+    blocks = manager(17, 6, None, chunk=32)
+    made = sequence("a", LONG[:33], 1)
+    assert blocks.allocate(made)
+    for first, end in ((0, 32), (32, 33)):
+        blocks.advance(made, end)
+        made.computed_tokens = made.launched_tokens = end
+        blocks.register(made, first)
+    while blocks.cached_blocks == 16:
+        blocks._pool.take()
+    shared = [len(blocks.fit(sequence("c", [*LONG[:end], 99], 1)).match.tables[0]) for end in (8, 16, 24, 32)]
+    assert shared == [2, 4, 5, 8]
 
 
 def test_a_match_is_as_long_as_the_blocks_of_every_group_allow() -> None:
@@ -260,6 +359,107 @@ def test_a_refused_claim_is_looked_at_again_when_anything_is_cached() -> None:
         blocks.register(other, end - 8)
     assert room.take(claim, [], 0)
     assert claim.matched_blocks == 6
+
+
+@pytest.mark.parametrize("windows", [(6,), (6, None), (1, None), (6, 20, None), (6, 20)])
+@pytest.mark.parametrize("incoming", [False, True])
+def test_the_longest_match_is_the_longest_of_all_prefixes_that_would_do(windows: LayerWindows, incoming: bool) -> None:
+    chance = Random(str((windows, incoming)))
+    for _ in range(200):
+        blocks = manager(60, *windows)
+        blocks.free(computed(blocks, "a", LONG[:48]))
+        for block in range(60):
+            if chance.random() < 0.1:
+                blocks._pool.forget(block)
+        again = sequence("b", LONG[:41], 1)
+        again.incoming = incoming
+
+        def cached(group: int, index: int, again: Sequence = again, blocks: BlockManager = blocks) -> bool:
+            return blocks.is_cached(blocks._contents.name(again, group, index))
+
+        fit = blocks.fit(again)
+        does = [
+            all(
+                cached(group, index)
+                for group, window in enumerate(windows)
+                for index in range(0 if window is None else max(0, (41 if incoming else end * SIZE) - window + 1) // SIZE, end)
+            )
+            for end in range(11)
+        ]
+        longest = max(end for end in range(11) if does[end])
+        if all(block == NO_BLOCK for table in fit.match.tables for block in table):
+            longest = 0
+        assert [len(table) for table in fit.match.tables] == [longest] * len(windows)
+
+
+def test_what_is_not_seen_of_a_reservation_does_not_count_as_cached() -> None:
+    blocks = manager(40, 6)
+    blocks.free(computed(blocks, "other", LONG[40:50]))
+    moved = sequence("moved", LONG[:30], 8)
+    moved.incoming = True
+    assert blocks.allocate(moved)
+    assert (moved.computed_tokens, kept(moved, 0)) == (0, 2)
+    assert blocks.check([moved]) == []
+
+
+def test_a_long_match_looks_up_no_more_than_its_windows_see() -> None:
+    """A prompt of 100,000 tokens may be the head of the queue for many steps."""
+    blocks = manager(80, 6, 6, 6, None)
+    blocks.free(computed(blocks, "a", LONG))
+    again = sequence("b", [*LONG, 99], 1)
+    looked_up = count_calls(blocks._contents, "find")
+    assert [len(table) for table in blocks.fit(again).match.tables] == [16] * 4
+    assert len(looked_up) == 2 * 3 * 2, "of each window two blocks, once to find them and once to take them"
+
+
+def test_a_refused_claim_is_looked_at_again_only_if_what_is_cached_could_make_room() -> None:
+    """In windows alone a match spares nothing: what they see is promised all the same."""
+    blocks = manager(11, 6)
+    room = Room(blocks, headroom_tokens=0)
+    other, claim = sequence("other", LONG[:24], 1), sequence("claim", [*LONG[:32], 99], 1)
+    third = sequence("third", LONG[30:40], 1)
+    assert room.take(other, [], 0)
+    assert room.take(third, [], 0)
+    looks = count_calls(blocks, "fit")
+    for end in (8, 16, 24):
+        assert not room.take(claim, [], 0)
+        blocks.advance(other, end)
+        other.computed_tokens = other.launched_tokens = end
+        blocks.register(other, end - 8)
+    assert len(looks) == 1
+    blocks.free(other)
+    assert room.take(claim, [], 0)
+
+
+def test_a_claim_that_lacked_only_what_windows_see_is_looked_at_again_when_that_is_cached() -> None:
+    blocks = manager(24, 6, None)
+    room = Room(blocks, headroom_tokens=0)
+    other = computed(blocks, "other", LONG[:24])
+    claim = sequence("claim", [*LONG[:24], 99], 1)
+    for index in (4, 5):
+        blocks._contents.forget(other.tables[0][index])
+    assert room.take(sequence("filler", LONG[30:42], 1, hold=True), [], 0)
+    assert (blocks.fit(claim).match.latent, blocks.available_blocks) == (2, 7)
+    assert not room.take(claim, [], 0), "3 blocks beside 4 that match, and a window of 5"
+    blocks.register(other, 16)
+    assert room.take(claim, [], 0)
+    assert claim.matched_blocks == 6
+
+
+def test_a_refused_claim_is_looked_at_again_when_what_it_matched_came_into_use_by_eviction() -> None:
+    """`other` has a copy under way of what `claim` matches; its window evicts the cached one, and so the copy becomes shared."""
+    blocks = manager(7, None, 6)
+    room = Room(blocks, headroom_tokens=0)
+    for name, tokens in (("evicted", LONG[:4]), ("cached", LONG[30:38])):
+        blocks.free(computed(blocks, name, tokens))
+    other, claim = sequence("other", LONG[:4], 1), sequence("claim", LONG[:9], 1)
+    assert room.take(other, [], 0)
+    assert not room.take(claim, [], 0)
+    blocks.advance(other, 4)
+    other.computed_tokens = other.launched_tokens = 4
+    blocks.register(other, 0)
+    assert room.take(claim, [], 0)
+    assert blocks.check([other, claim]) == []
 
 
 def test_a_promise_that_ended_counts_like_freed_blocks() -> None:

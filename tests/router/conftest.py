@@ -28,6 +28,7 @@ def beat() -> Beat:
         max_model_len: int = 1024,
         max_num_seqs: int = 8,
         cost: CostModel | None = None,
+        windows: tuple[int | None, ...] = (None,),
         **load: object,
     ) -> Heartbeat:
         load.setdefault("free_blocks", total_blocks)
@@ -37,7 +38,7 @@ def beat() -> Beat:
             accelerator="CPU",
             model="tiny",
             fingerprint=fingerprint,
-            layout=KVLayout.whole(layers=(LayerShape(2, 8, 8),), dtype=dtype, block_size=block_size),
+            layout=KVLayout.whole(layers=[LayerShape(2, 8, 8, window) for window in windows], dtype=dtype, block_size=block_size),
             total_blocks=total_blocks,
             capacity_tokens=total_blocks * block_size,
             max_model_len=max_model_len,

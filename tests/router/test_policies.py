@@ -11,6 +11,7 @@ from core.cost import CostModel
 from core.request import Request
 from core.sampling import SamplingParams
 from router.admission import Admission
+from router.estimate import slot_wait_s
 from router.least_ttft import LeastTTFT
 from router.policy import Assignment, Rejection
 from router.round_robin import RoundRobin
@@ -252,3 +253,24 @@ def beat_factory():
         )
 
     return make
+
+
+@pytest.mark.parametrize(
+    ("windows", "free_blocks"),
+    # Of 161 tokens in blocks of 16, layers that see all need 11, and a window of 33 needs 3. Both of a group share its blocks.
+    [((None,), 11), ((None, None), 11), ((33, None), 14), ((33, 33, None), 17), ((33,), 3), ((4000, None), 22)],
+)
+def test_a_sequence_waits_for_the_blocks_of_every_group_of_layers(beat, windows, free_blocks):
+    def wait_s(free_blocks: int) -> float:
+        (instance,) = made_of(beat(windows=windows, free_blocks=free_blocks)).snapshot().instances
+        return slot_wait_s(instance, 160, 1.0)
+
+    assert wait_s(free_blocks) == 0
+    assert wait_s(free_blocks - 1) > 0
+
+
+def test_a_window_is_counted_for_each_of_those_on_their_way(beat):
+    for free_blocks, waits in ((5, False), (4, True)):  # of 66 tokens
+        state = made_of(beat(windows=(33,), free_blocks=free_blocks))
+        state.assigned(("decode-0", 1), 0.0, 0, 1, 160)
+        assert (slot_wait_s(state.snapshot().instances[0], 160, 1.0) > 0) == waits
