@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.layout import KVLayout, LayerShape, ModelKV, Region, Shard, Span, needed
+from core.layout import DTYPE_BYTES, KVLayout, LayerShape, ModelKV, Region, Shard, Span, needed
 
 SHAPES = (LayerShape(8, 4, 2), LayerShape(2, 4, 4, 5), LayerShape(8, 4, 2))
 MODEL = ModelKV(layers=SHAPES, dtype="bfloat16")
@@ -109,3 +110,7 @@ def test_tokens_that_are_no_range_are_refused(tokens: Span, windowed: bool) -> N
 def test_a_rank_needs_only_what_it_holds() -> None:
     regions = needed(rank(Span(1, 3), Span(1, 5)), Span(0, 9), windowed=False)
     assert [(region.layers.start, region.heads) for region in regions] == [(1, Span(1, 2)), (2, Span(1, 5))]
+
+
+def test_element_sizes_are_torchs() -> None:
+    assert {name: getattr(torch, name).itemsize for name in DTYPE_BYTES} == DTYPE_BYTES

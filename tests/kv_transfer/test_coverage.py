@@ -101,3 +101,14 @@ def test_a_range_that_ends_before_it_starts_is_refused() -> None:
 def test_a_layer_that_is_named_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
         Coverage([REGIONS[0], REGIONS[0]])
+
+
+def test_a_piece_may_span_heads_that_came_apart_before() -> None:
+    coverage = Coverage(REGIONS[:1])
+    coverage.add(4, Span(2, 4), Span(3, 5))
+    coverage.add(4, Span(4, 6), Span(5, 7))
+    coverage.add(4, Span(2, 6), Span(7, 20))
+    gaps = coverage.missing(4, Span(0, 100), Span(0, 100))
+    assert sorted(gaps, key=lambda gap: gap[0].start) == [(Span(2, 4), Span(5, 7)), (Span(4, 6), Span(3, 5))]
+    with pytest.raises(ValueError, match="already"):
+        coverage.add(4, Span(5, 6), Span(19, 20))

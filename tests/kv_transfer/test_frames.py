@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,3 +118,9 @@ def test_pieces_are_about_two_mebibytes_and_at_least_a_token() -> None:
     huge = layout(shapes=[LayerShape(1024, 1024, 1024)], dtype="float32")
     assert piece_tokens(huge, 0) == 1
     assert largest_piece_bytes(huge) == huge.layer_bytes_per_token(0)
+
+
+@pytest.mark.parametrize("body", [{"frames": "3", "digest": 1, "tail": b""}, {"frames": 3, "digest": 1.0, "tail": b""}])
+def test_a_field_of_another_type_is_corrupt(body: dict[str, object]) -> None:
+    with pytest.raises(CorruptTransfer):
+        unpack_body(msgspec.msgpack.encode(body), Finish)

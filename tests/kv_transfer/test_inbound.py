@@ -106,3 +106,17 @@ def test_a_frame_out_of_turn_is_refused_before_it_is_written() -> None:
     with pytest.raises(CorruptTransfer, match="expected 1"):
         grant.write(*parts(FRAMES[2]))
     assert untouched_outside(store, [6, 2], 0, 0)
+
+
+def test_a_renewal_starts_the_lease_anew_and_cannot_bring_back_what_is_over() -> None:
+    clock = ManualClock(1000.0)
+    grant = begun(poisoned(layout(4)), clock)
+    clock.advance(4.0)
+    assert grant.remaining_s() == pytest.approx(1.0)
+    assert grant.renew()
+    assert grant.remaining_s() == pytest.approx(5.0)
+    clock.advance(4.0)
+    grant.write(*parts(FRAMES[1]))
+    clock.advance(5.0)
+    assert grant.remaining_s() == pytest.approx(0.0)
+    assert not grant.renew()

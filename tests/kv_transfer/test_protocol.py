@@ -348,3 +348,9 @@ def test_what_was_offered_is_withdrawn_when_the_handshake_breaks() -> None:
 def test_without_a_carrier_there_is_no_handshake() -> None:
     with pytest.raises(ValueError, match="carriers"):
         Handshake(IDENTITY, SECRET, [])
+
+
+@pytest.mark.parametrize(("fingerprint", "carriers"), [("x" * 70_000, 1), ("x", 32)])
+def test_what_could_not_be_said_in_one_message_does_not_start(fingerprint: str, carriers: int) -> None:
+    with pytest.raises(ValueError, match="expected it to fit"):
+        Handshake(Identity(fingerprint, layout(), 1), SECRET, list(INLINE) * carriers)

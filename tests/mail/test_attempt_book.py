@@ -7,7 +7,7 @@ import pytest
 
 from core.attempts import Effect, Ending, Half, Phase
 from core.clock import ManualClock
-from core.errors import AttemptLost, DeadlineExceeded, EngineFault, InvalidRequest, LeaseExpired
+from core.errors import AttemptLost, DeadlineExceeded, EngineFault, InvalidRequest, LeaseExpired, Unavailable
 from core.messages import Address, AttemptState, Failed, Message, Renew, TokenItem, Tokens, Wanted, Withdrawn
 from mail.attempt_book import Attempt, AttemptBook
 from mail.early_states import CAPACITY, EarlyStates
@@ -261,6 +261,16 @@ def test_an_attempt_that_is_over_is_withdrawn_whenever_the_other_half_lists_it()
     for number in (1, 2):
         rig.hear(Phase.GRANTED, number)
         assert rig.peers.take(PREFILL) == [Withdrawn(worker=DECODE, attempt="a", reason="cancelled")]
+
+
+def test_so_is_one_that_never_began() -> None:
+    rig = Rig()
+    rig.book.refuse(submission("a", "decode"), Unavailable("draining"))
+    rig.book.cancel("b")
+    rig.peers.sent.clear()
+    for name in ("a", "b"):
+        rig.hear(Phase.ADMITTED, 1, attempt=name)
+    assert [message.attempt for message in rig.peers.take(PREFILL) if isinstance(message, Withdrawn)] == ["a", "b"]
 
 
 def test_an_attempt_that_was_delivered_is_not_withdrawn_from_who_has_not_seen_so_yet() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -41,6 +42,18 @@ def test_messages_arrive_in_order(door: Door) -> None:
     for number in range(100):
         assert peers.send(mailbox.endpoint, Cancel(attempt=str(number)))
     assert [receive(mailbox, 5.0) for _ in range(100)] == [Cancel(attempt=str(number)) for number in range(100)]
+    peers.close()
+    mailbox.close()
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_its_endpoint_is_where_it_is_reached(door: Door, host: str, shown: str) -> None:
+    if ":" in host and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    mailbox, peers = Mailbox(door, host), Peers(door)
+    assert mailbox.endpoint.startswith(f"tcp://{shown}:")
+    assert peers.send(mailbox.endpoint, Cancel(attempt="a"))
+    assert receive(mailbox, 5.0) == Cancel(attempt="a")
     peers.close()
     mailbox.close()
 
