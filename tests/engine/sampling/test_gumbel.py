@@ -85,7 +85,8 @@ def test_noise_follows_its_definition(seed, position, tokens):
         exact = reference_gumbel(seed, position, token)
         if exact > 0:
             assert value == pytest.approx(exact, abs=1e-5)
-        assert math.exp(-math.exp(-value)) == pytest.approx(math.exp(-math.exp(-exact)), abs=3e-7)
+        # Of the distribution's function, whose slope is at most 1/e.
+        assert math.exp(-math.exp(-value)) == pytest.approx(math.exp(-math.exp(-exact)), abs=4e-6)
 
 
 def test_the_exponential_map_reaches_neither_zero_nor_infinity():
