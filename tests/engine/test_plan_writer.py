@@ -90,7 +90,7 @@ def test_a_plan_for_one_alone_leaves_the_others_where_they_are() -> None:
     writer, a, b = PlanWriter(), make("a", [1]), make("b", [2])
     writer.write(decode(a, b))
     alone = writer.write_alone(make("canary", [9], tokens=1))
-    assert (rows(alone), alone.dropped, alone.blocks) == ([2], (), (BlocksAdded(2, 0, (9,)),))
+    assert (alone.scheduled, alone.dropped, alone.blocks) == ((Scheduled(2, 0, 1, True),), (), (BlocksAdded(2, 0, (9,)),))
     plan = writer.write(decode(a, b))
     assert (plan.dropped, rows(plan), plan.admitted) == ((2,), [0, 1], ())
     assert writer.check() == []

@@ -153,6 +153,19 @@ def test_prompts_that_are_being_read_keep_what_they_were_promised_from_all_other
     finish(it)
 
 
+def test_one_that_decodes_is_promised_no_more_than_decoding_takes() -> None:
+    it = engine(20, (8,))
+    made = sequence("a", LONG, 10)
+    it.add(made)
+    available = []
+    while it.has_work and made.output_tokens < 4:
+        it.step()
+        available.append(it._blocks.available_blocks)
+    # 7 tokens before a chunk of 8, then before one token, which begin anywhere.
+    assert available == [20 - 5] * 8 + [20 - 3] * 3
+    finish(it)
+
+
 def test_a_prompt_that_is_read_keeps_exactly_what_goes_over() -> None:
     it = engine(40, (6, None))
     held = sequence("a", LONG[:30], hold=True)
