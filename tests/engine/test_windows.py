@@ -489,6 +489,27 @@ def test_a_promise_that_ended_counts_like_freed_blocks() -> None:
 # --- the checker ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("steps", [(1, 1), (1, 2), (2, 1)])
+def test_what_cools_for_some_of_its_owners_counts_for_those_who_are_left(steps: tuple[int, int]) -> None:
+    blocks = manager(60, 8)
+    stays = computed(blocks, "stays", LONG[:16])
+    alone = blocks.available_blocks
+    go = [sequence(name, [*LONG[:16], 39], 1) for name in "ab"]
+    for made, step in zip(go, steps, strict=True):
+        assert blocks.allocate(made)
+        assert kept(made, 0) == 2
+        made.last_step = step
+    for index, made in enumerate(go):
+        blocks.free(made)
+        assert blocks.check([stays, *go[index + 1 :]]) == []
+    for step in (1, 2):
+        blocks.collected(step)
+        assert blocks.check([stays]) == []
+    assert blocks.available_blocks == alone
+    blocks.free(stays)
+    assert blocks.available_blocks == 60
+
+
 def test_the_checker_sees_a_promise_that_is_not_kept() -> None:
     blocks = manager(30, 6, None)
     made = computed(blocks, "a", LONG[:24])
