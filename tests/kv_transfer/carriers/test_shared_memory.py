@@ -368,7 +368,7 @@ def test_a_pair_on_one_host_takes_shared_memory_and_gives_it_back(caplog: pytest
     assert "goes by shm" in caplog.text
     assert "comes by shm" in caplog.text
     assert mapped() == before
-    assert psutil.Process().num_fds() == open_files
+    assert psutil.Process().num_fds() <= open_files  # those of earlier tests may end meanwhile
 
 
 def test_a_pair_that_shares_no_memory_falls_back_and_both_sides_say_why(caplog: pytest.LogCaptureFixture) -> None:
@@ -382,7 +382,7 @@ def test_a_pair_that_shares_no_memory_falls_back_and_both_sides_say_why(caplog: 
         session.finish(b"")
         pair.received.expect(Received)
         assert mapped() == before
-    assert psutil.Process().num_fds() == open_files
+    assert psutil.Process().num_fds() <= open_files  # those of earlier tests may end meanwhile
     why = r"(shm: the sender's memory is not within reach: No such file or directory)"
     assert f"goes by inline {why}" in caplog.text
     assert f"comes by inline {why}" in caplog.text
