@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from core.layout import KVLayout, LayerShape, first_seen
 
@@ -51,9 +52,13 @@ class LayerGroups:
         most = max(len(group.layers) for group in self.groups)
         return tuple(tuple(group.layers[at] for group in self.groups if at < len(group.layers)) for at in range(most))
 
+    @cached_property
+    def _group_of(self) -> dict[int, int]:
+        return {layer: index for index, group in enumerate(self.groups) for layer in group.layers}
+
     def group_of(self, layer: int) -> int:
         """The index of the group that a layer of the model belongs to."""
-        return next(index for index, group in enumerate(self.groups) if layer in group.layers)
+        return self._group_of[layer]
 
 
 def block_bytes(layout: KVLayout, groups: LayerGroups) -> int:

@@ -89,9 +89,7 @@ class Room:
         """Its tokens and the output that room is kept for."""
         if sequence.hold:
             return sequence.total_tokens
-        # The last token is drawn but never computed.
-        last = sequence.prompt_tokens + sequence.sampling.max_tokens - 1
-        return min(sequence.total_tokens + self._headroom_tokens, last)
+        return min(sequence.total_tokens + self._headroom_tokens, sequence.most_tokens)
 
     def _spare(self, claim: Sequence, writers: Iterable[Sequence]) -> int:
         own = self.wanted(claim) - self._blocks.wanted(claim)

@@ -327,9 +327,7 @@ class Scheduler:
             self._admissions.append(Admission(AdmissionKind.TAKEN_BACK, victim))
 
     def _check_fits(self, sequence: Sequence) -> None:
-        # The last token is drawn but never computed.
-        drawn = 0 if sequence.hold else max(0, sequence.sampling.max_tokens - sequence.output_tokens - 1)
-        tokens = len(sequence.tokens) + drawn
+        tokens = sequence.most_tokens
         blocks = self.blocks.kept_for(tokens) + self.blocks.windows.promise(sequence, tokens, decodes=False)
         if blocks > self.blocks.num_blocks:
             needed = f"{tokens} tokens to keep, in {blocks} blocks of {self.blocks.block_size}"

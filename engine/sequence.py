@@ -96,6 +96,13 @@ class Sequence:
         return len(self.tokens) + self.pending_tokens
 
     @property
+    def most_tokens(self) -> int:
+        """Of how many tokens there can ever be KV here: the last that is drawn is never computed."""
+        if self.hold:
+            return len(self.tokens)
+        return max(len(self.tokens), self.prompt_tokens + self.sampling.max_tokens - 1)
+
+    @property
     def unlaunched_tokens(self) -> int:
         """How many of those have yet to be computed, by steps to come. One in a sequence that decodes."""
         return len(self.tokens) + self.pending_tokens - self.launched_tokens

@@ -64,7 +64,7 @@ class Windows:
 
     def chunk(self, sequence: Sequence) -> int:
         """Most tokens of a sequence in one step. As many as its widest window sees, if it would not fit the cache with more."""
-        return self._chunk(self._most(sequence)) if self.windowed else self._max_chunk
+        return self._chunk(sequence.most_tokens) if self.windowed else self._max_chunk
 
     def promise(self, sequence: Sequence, tokens: int, decodes: bool) -> int:
         """Most blocks that it has in groups with a window as long as it has no more than `tokens` tokens, and those that are
@@ -73,7 +73,7 @@ class Windows:
             return 0
         chunk = 1
         if not decodes:
-            most = self._most(sequence)
+            most = sequence.most_tokens
             tokens, chunk = min(most, tokens + 1 + self._steps_ahead), self._chunk(most)
         return sum(alike * self._reach(window, tokens, chunk) for window, alike in self._alike.items() if window is not None)
 
@@ -91,11 +91,6 @@ class Windows:
                 break
             end = min(gaps)
         return end
-
-    def _most(self, sequence: Sequence) -> int:
-        # The last token is drawn but never computed.
-        most = len(sequence.tokens) if sequence.hold else sequence.prompt_tokens + sequence.sampling.max_tokens - 1
-        return max(most, len(sequence.tokens))
 
     def _chunk(self, tokens: int) -> int:
         return self._max_chunk if self.needed(tokens, self._max_chunk) <= self._num_blocks else self._least_chunk

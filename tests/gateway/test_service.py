@@ -19,6 +19,17 @@ class Broken(Exception):
     """What no code of the gateway raises."""
 
 
+def asked(stage):
+    """A worker that has a request and says nothing, the client's thread that waits for the answer, and where that will be."""
+    m0 = stage.worker("m0", behave=lambda worker, submit: None)
+    answers = []
+    ask = {"json": {"model": "tiny", "prompt": "hi"}}
+    client = threading.Thread(target=lambda: answers.append(stage.http.post("/v1/completions", **ask)))
+    client.start()
+    stage.until(lambda: m0.submits != [])
+    return m0, client, answers
+
+
 def test_waiting_for_a_gateway_returns_once_it_is_stopped(stage):
     waiting = threading.Thread(target=stage.service.wait)
     waiting.start()
@@ -34,12 +45,7 @@ def test_a_fault_of_the_pump_ends_the_gateway_and_is_raised_to_whoever_waits(sta
     def breaks(pump, message, events):
         raise Broken("in the pump")
 
-    m0 = stage.worker("m0", behave=lambda worker, submit: None)
-    answers = []
-    ask = {"json": {"model": "tiny", "prompt": "hi"}}
-    client = threading.Thread(target=lambda: answers.append(stage.http.post("/v1/completions", **ask)))
-    client.start()
-    stage.until(lambda: m0.submits != [])
+    _, client, answers = asked(stage)
     monkeypatch.setattr(Pump, "_handle", breaks)
     with pytest.raises(Broken, match="in the pump"):
         stage.service.wait()
@@ -74,12 +80,7 @@ def test_a_gateway_that_stood_still_listens_before_it_takes_others_for_dead(stag
 
 def test_a_gateway_whose_loop_was_held_up_loses_no_attempt(stage):
     """Heartbeats wait in the loop meanwhile, behind the timer that looks for silence."""
-    m0 = stage.worker("m0", behave=lambda worker, submit: None)
-    answers = []
-    ask = {"json": {"model": "tiny", "prompt": "hi"}}
-    client = threading.Thread(target=lambda: answers.append(stage.http.post("/v1/completions", **ask)))
-    client.start()
-    stage.until(lambda: m0.submits != [])
+    m0, client, answers = asked(stage)
     over = threading.Semaphore(0)
 
     def holds_the_loop_up() -> None:

@@ -151,29 +151,24 @@ def flip_under_streams(
     return show
 
 
-def test_no_stream_notices_that_instances_change_their_roles(tmp_path: Path) -> None:
-    show = flip_under_streams(simulated(tmp_path), streams=8, flips=8, period_s=0.3, tokens=60)
-    assert len(show.done) > 8
+A_MINUTE = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
-def test_the_tokens_of_a_real_model_are_those_of_generate_whatever_the_roles(tmp_path: Path) -> None:
-    show = flip_under_streams(real(tmp_path), streams=8, flips=6, period_s=0.5, tokens=24, temperature=0.0)
+@pytest.mark.parametrize(
+    ("streams", "flips", "period_s", "tokens"), [(8, 8, 0.3, 60), pytest.param(64, 12, 5.0, 400, marks=A_MINUTE)]
+)
+def test_no_stream_notices_that_instances_change_their_roles(
+    tmp_path: Path, streams: int, flips: int, period_s: float, tokens: int
+) -> None:
+    show = flip_under_streams(simulated(tmp_path), streams=streams, flips=flips, period_s=period_s, tokens=tokens)
+    assert len(show.done) > streams
+
+
+@pytest.mark.parametrize(("streams", "flips", "period_s"), [(8, 6, 0.5), pytest.param(64, 12, 5.0, marks=A_MINUTE)])
+def test_the_tokens_of_a_real_model_are_those_of_generate_whatever_the_roles(
+    tmp_path: Path, streams: int, flips: int, period_s: float
+) -> None:
+    show = flip_under_streams(real(tmp_path), streams=streams, flips=flips, period_s=period_s, tokens=24, temperature=0.0)
     expected = dict(zip(map(tuple, PROMPTS), generate(tmp_path / "model", PROMPTS, 24), strict=True))
-    assert len(show.done) > 8
+    assert len(show.done) > streams
     assert all(wish.output == expected[tuple(wish.prompt)] for wish in show.done)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(600)
-def test_a_real_model_under_64_streams_and_a_minute_of_flips(tmp_path: Path) -> None:
-    show = flip_under_streams(real(tmp_path), streams=64, flips=12, period_s=5.0, tokens=24, temperature=0.0)
-    expected = dict(zip(map(tuple, PROMPTS), generate(tmp_path / "model", PROMPTS, 24), strict=True))
-    assert len(show.done) > 64
-    assert all(wish.output == expected[tuple(wish.prompt)] for wish in show.done)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(600)
-def test_no_stream_of_64_notices_a_minute_of_flips(tmp_path: Path) -> None:
-    show = flip_under_streams(simulated(tmp_path), streams=64, flips=12, period_s=5.0, tokens=400)
-    assert len(show.done) > 64
