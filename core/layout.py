@@ -144,10 +144,24 @@ class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
         most, heads = self.model.layers[layer].kv_heads, self.shard.heads
         return Span(min(heads.start, most), min(heads.stop, most))
 
+    def holds_all(self, region: Region) -> bool:
+        """Whether a region is of one layer at least, and its heads are those that this rank holds of each of its layers."""
+        layers = region.layers
+        return (
+            layers.size > 0
+            and layers.within(self.shard.layers)
+            and all(region.heads == self.heads_of(layer) for layer in range(layers.start, layers.stop))
+        )
+
     def layer_bytes_per_token(self, layer: int) -> int:
         """Of what this rank holds of the model's layer `layer`."""
         shape = self.model.layers[layer]
         return self.heads_of(layer).size * (shape.key_dim + shape.value_dim) * self.model.element_bytes
+
+    def region_bytes(self, region: Region) -> int:
+        """Of a region whose heads are those that this rank holds of each of its layers."""
+        layers = range(region.layers.start, region.layers.stop)
+        return region.tokens.size * sum(self.layer_bytes_per_token(layer) for layer in layers)
 
     @property
     def bytes_per_token(self) -> int:

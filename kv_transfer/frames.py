@@ -1,13 +1,13 @@
 """The wire after the handshake: fixed headers, raw payloads, nothing believed before its digest is checked.
 
-    magic 2 | kind 1 | zero 1 | layer 4 | grant 8 | heads 2 + 2 | tokens 4 + 4 | length 4 | sequence 4 | payload digest 8
+    magic 2 | kind 1 | zero 1 | layers 2 + 2 | grant 8 | heads 2 + 2 | tokens 4 + 4 | length 4 | sequence 4 | payload digest 8
     | own digest 8
 
-Little endian, 52 bytes; heads and tokens are a first and a count. The header digest covers the 44 bytes before it, among them
-the payload's digest: so a header is known to be right before its length is believed, and a payload cannot be moved under
-another header. Both are xxh3_64 seeded with a secret value of this connection and direction, so that a frame spliced in from
-elsewhere is noise. This guards against faults and stale peers, not against somebody who rewrites traffic at will: that takes
-encryption below (a tunnel).
+Little endian, 52 bytes; layers, heads and tokens are a first and a count. A payload is one layer's bytes behind the other's, each
+as a `KVStore` has them. The header digest covers the 44 bytes before it, among them the payload's digest: so a header is known to
+be right before its length is believed, and a payload cannot be moved under another header. Both are xxh3_64 seeded with a secret
+value of this connection and direction, so that a frame spliced in from elsewhere is noise. This guards against faults and stale
+peers, not against somebody who rewrites traffic at will: that takes encryption below (a tunnel).
 
 `sequence` counts a session's frames from 0; in replies, a connection's. Tensor bytes travel raw; the bodies of all other
 frames are bounded msgpack.
@@ -31,11 +31,12 @@ from kv_transfer.transport import Buffer
 
 MAGIC = 0x564B
 PIECE_BYTES = 1 << 21
+JOINED_BYTES = PIECE_BYTES // 2  # most of a frame of several layers: what is longer is better on its way
 MAX_CONTROL_BYTES = 64 * 1024
 MAX_REASON_CHARS = 1000
-NOTHING = Span(0, 0)
+NOWHERE = Region(Span(0, 0), Span(0, 0), Span(0, 0))
 
-_HEADER = struct.Struct("<HBBIQHHIIIIQ")
+_HEADER = struct.Struct("<HBBHHQHHIIIIQ")
 _DIGEST = struct.Struct("<Q")
 HEADER_BYTES = _HEADER.size + _DIGEST.size
 
@@ -53,20 +54,14 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """`layer`, `heads` and `tokens` are zero but for DATA. `length` and `payload_digest` describe what follows."""
+    """`region` is `NOWHERE` but for DATA. `length` and `payload_digest` describe what follows."""
 
     kind: Kind
     grant: int
-    layer: int
-    heads: Span
-    tokens: Span
+    region: Region
     length: int
     sequence: int
     payload_digest: int
-
-    @property
-    def names_nothing(self) -> bool:
-        return self.layer == 0 and self.heads == NOTHING and self.tokens == NOTHING
 
 
 class Begin(msgspec.Struct, frozen=True):
@@ -118,19 +113,10 @@ class SessionDigest:
         return self._hash.intdigest()
 
 
-def pack_frame(
-    kind: Kind,
-    grant: int,
-    sequence: int,
-    payload: Buffer,
-    seed: int,
-    layer: int = 0,
-    heads: Span = NOTHING,
-    tokens: Span = NOTHING,
-) -> bytes:
+def pack_frame(kind: Kind, grant: int, sequence: int, payload: Buffer, seed: int, region: Region = NOWHERE) -> bytes:
     """The header of a frame with this payload."""
     length = payload.nbytes if isinstance(payload, memoryview) else len(payload)
-    return pack_header(kind, grant, sequence, length, payload_digest(payload, seed), seed, layer, heads, tokens)
+    return pack_header(kind, grant, sequence, length, payload_digest(payload, seed), seed, region)
 
 
 def payload_digest(payload: Buffer, seed: int) -> int:
@@ -144,13 +130,12 @@ def pack_header(
     length: int,
     digest: int,
     seed: int,
-    layer: int = 0,
-    heads: Span = NOTHING,
-    tokens: Span = NOTHING,
+    region: Region = NOWHERE,
 ) -> bytes:
     """The header of a frame whose payload has this length and digest."""
-    where = heads.start, heads.size, tokens.start, tokens.size
-    packed = _HEADER.pack(MAGIC, kind, 0, layer, grant, *where, length, sequence, digest)
+    layers, heads, tokens = region.layers, region.heads, region.tokens
+    where = layers.start, layers.size, grant, heads.start, heads.size, tokens.start, tokens.size
+    packed = _HEADER.pack(MAGIC, kind, 0, *where, length, sequence, digest)
     return packed + _DIGEST.pack(xxhash.xxh3_64_intdigest(packed, seed))
 
 
@@ -162,18 +147,17 @@ def parse_header(data: Buffer, seed: int) -> Header:
     (digest,) = _DIGEST.unpack_from(view, _HEADER.size)
     if digest != xxhash.xxh3_64_intdigest(view[: _HEADER.size], seed):
         raise CorruptTransfer("a frame header's digest is wrong")
-    magic, kind, zero, layer, grant, head, heads, start, count, length, sequence, payload_digest = _HEADER.unpack_from(view)
+    magic, kind, zero, layer, layers, grant, head, heads, start, count, *rest = _HEADER.unpack_from(view)
     if magic != MAGIC or zero or kind not in _KINDS:
         raise CorruptTransfer(f"Got a frame of {magic = :#x}, {kind = }, {zero = } that no honest peer sends")
-    where = Span(head, head + heads), Span(start, start + count)
-    return Header(Kind(kind), grant, layer, *where, length, sequence, payload_digest)
+    region = Region(Span(layer, layer + layers), Span(head, head + heads), Span(start, start + count))
+    return Header(Kind(kind), grant, region, *rest)
 
 
 def check_payload(header: Header, payload: Buffer, seed: int) -> None:
     """Raises CorruptTransfer if the payload is not the one the header was made for."""
     if payload_digest(payload, seed) != header.payload_digest:
-        where = f"layer {header.layer}, tokens [{header.tokens.start}, {header.tokens.stop})"
-        raise CorruptTransfer(f"a payload's digest is wrong: {header.kind.name}, {where}")
+        raise CorruptTransfer(f"a payload's digest is wrong: {header.kind.name}, {header.region}")
 
 
 def piece_tokens(layout: KVLayout, layer: int) -> int:

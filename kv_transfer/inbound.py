@@ -16,8 +16,8 @@ from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, Transfer
 from core.groups import Tables
 from kv_transfer.coverage import Coverage
 from kv_transfer.events import Received
-from kv_transfer.frames import Begin, Commit, Finish, Header, SessionDigest, begin_of
-from kv_transfer.store import KVStore
+from kv_transfer.frames import NOWHERE, Begin, Commit, Finish, Header, SessionDigest, begin_of
+from kv_transfer.store import KVStore, write_region
 from kv_transfer.terms import Terms, check_room
 
 
@@ -70,7 +70,7 @@ class InboundGrant:
         """Bind to the sender that has named the same attempt and tokens. Raises TransferError."""
         with self._lock:
             self._check_live()
-            if not header.names_nothing:
+            if header.region != NOWHERE:
                 raise CorruptTransfer("Got a BEGIN that names tokens")
             if self._replies is not None or begin != self._expected:
                 raise TransferAborted(f"grant {self.grant} is not for this attempt and these tokens")
@@ -83,20 +83,20 @@ class InboundGrant:
         with self._lock:
             self._check_live()
             self._check_sequence(header)
-            layout, tokens = self._store.layout, header.tokens
-            if not layout.holds(header.layer) or header.heads != layout.heads_of(header.layer):
-                raise CorruptTransfer(f"Got layer {header.layer}, heads {header.heads} but expected what {layout.shard} holds")
-            expected = tokens.size * layout.layer_bytes_per_token(header.layer)
+            layout, region = self._store.layout, header.region
+            if not layout.holds_all(region):
+                raise CorruptTransfer(f"Got {region} but expected what {layout.shard} holds")
+            expected = layout.region_bytes(region)
             if header.length != expected:
-                raise CorruptTransfer(f"Got {header.length} bytes for {tokens.size} tokens but expected {expected}")
+                raise CorruptTransfer(f"Got {header.length} bytes of {region} but expected {expected}")
             try:
-                self._coverage.add(header.layer, header.heads, tokens)
+                for layer in range(region.layers.start, region.layers.stop):
+                    self._coverage.add(layer, region.heads, region.tokens)
             except ValueError as error:
                 raise CorruptTransfer(str(error)) from error
             if self._started_s is None:
                 self._started_s = self._clock.now()
-            table = self._tables[self._store.groups.group_of(header.layer)]
-            self._store.write(header.layer, table, tokens.start, tokens.size, payload)
+            write_region(self._store, self._tables, region, payload)
             self._kv_bytes += header.length
             self._accept(packed)
 
@@ -105,7 +105,7 @@ class InboundGrant:
         with self._lock:
             self._check_live()
             self._check_sequence(header)
-            if not header.names_nothing:
+            if header.region != NOWHERE:
                 raise CorruptTransfer("Got a FINISH that names tokens")
             if finish.frames != self._frames or finish.digest != self._digest.value():
                 raise CorruptTransfer(f"Got {self._frames} frames but the sender counts {finish.frames}, or their digests differ")

@@ -1,31 +1,39 @@
 """One attempt's KV on the sending side: what has been pushed, what goes next, and under which numbers. Pure; its owner's
 lock guards it.
 
-Pieces leave in the order in which their layers were first pushed, those first that the device has written. Pieces of a layer
-that wait side by side leave as one once both are written, so that a slow wire sees few large pieces and a fast one sees each
-at once.
+Regions leave in the order in which their layers were first pushed, those first that the device has written. What waits side by
+side leaves as one once it is all written, tokens of a layer first, then small ones of adjacent layers: so a slow wire sees few
+large pieces and a fast one sees each at once.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.groups import LayerGroups, Tables
-from core.layout import KVLayout, Span
+from core.layout import KVLayout, Region, Span
 from kv_transfer.coverage import Coverage
-from kv_transfer.frames import Begin, Finish, Kind, SessionDigest, begin_of, pack_body, pack_frame, pack_header, piece_tokens
+from kv_transfer.frames import (
+    JOINED_BYTES,
+    Begin,
+    Finish,
+    Kind,
+    SessionDigest,
+    begin_of,
+    pack_body,
+    pack_frame,
+    pack_header,
+    piece_tokens,
+)
 from kv_transfer.store import Fence
 from kv_transfer.terms import Terms, check_blocks, check_push, check_tables, check_tail
 
 
 @dataclass(slots=True)
-class Piece:
-    """Tokens `[start, start + count)` of all `heads` that this rank holds of a layer, readable once `fence` has passed."""
+class _Pushed:
+    """Tokens `[start, start + count)` of a layer, readable once `fence` has passed."""
 
-    layer: int
-    heads: Span
     start: int
     count: int
     fence: Fence | None
@@ -60,7 +68,7 @@ class Outbound:
         self._taken: list[list[int]] = [[] for _ in tables]
         self._begin = begin_of(terms, layout)
         self._coverage = Coverage(terms.needed(layout))
-        self._waiting: OrderedDict[int, deque[Piece]] = OrderedDict()
+        self._waiting: OrderedDict[int, deque[_Pushed]] = OrderedDict()
         self._tail: bytes | None = None
         self._unstamped = 0
         self._begun = False
@@ -99,11 +107,12 @@ class Outbound:
             raise ValueError(f"Got a push of attempt {self.attempt} after its finish")
         for _, gap in gaps:
             self._coverage.add(layer, heads, gap)
-            self._queue(Piece(layer, heads, gap.start, gap.size, fence))
+            self._queue(layer, _Pushed(gap.start, gap.size, fence))
 
-    def blocks(self, layer: int) -> Sequence[int]:
-        """The table of a layer, as far as pushes have taken it over."""
-        return self._taken[self._groups.group_of(layer)]
+    @property
+    def tables(self) -> Tables:
+        """One for each group, as far as pushes have taken them over."""
+        return self._taken
 
     def finish(self, tail: bytes) -> None:
         """Raises ValueError if something has not been pushed, or the tail is too long, or it was finished before."""
@@ -114,7 +123,7 @@ class Outbound:
             raise ValueError(f"Got a second finish of attempt {self.attempt}")
         self._tail = tail
 
-    # --- frames, in the order in which they are taken: BEGIN, pieces, FINISH ------------------------------------------
+    # --- frames, in the order in which they are taken: BEGIN, DATA, FINISH - ------------------------------------------
 
     def take_begin(self, seed: int) -> bytes | None:
         """The session's first frame; None if it was taken before."""
@@ -123,32 +132,30 @@ class Outbound:
         self._begun = True
         return self._control(Kind.BEGIN, self._begin, seed)
 
-    def take_piece(self, room_bytes: int | None = None) -> Piece | None:
-        """The next piece to read and stamp, if the device has written one that fits. Raises what a fence raises."""
-        pieces = self._written()
-        if pieces is None:
+    def take_region(self, room_bytes: int | None = None) -> Region | None:
+        """The next to read and stamp, if the device has written what fits. Raises what a fence raises."""
+        layer = self._written()
+        if layer is None:
             return None
-        most = piece_tokens(self._layout, pieces[0].layer)
+        most = piece_tokens(self._layout, layer)
         if room_bytes is not None:
-            most = min(most, room_bytes // max(1, self._layout.layer_bytes_per_token(pieces[0].layer)))
-            if pieces[0].count > most:
+            most = min(most, room_bytes // max(1, self._layout.layer_bytes_per_token(layer)))
+            if self._waiting[layer][0].count > most:
                 return None
         self._unstamped += 1
-        piece = pieces.popleft()
-        while pieces and piece.count < most and pieces[0].start == piece.stop and pieces[0].written():
-            piece.count += pieces.popleft().count
-        if piece.count > most:
-            pieces.appendleft(Piece(piece.layer, piece.heads, piece.start + most, piece.count - most, None))
-            piece.count = most
-        if not pieces:
-            del self._waiting[piece.layer]
-        return piece
+        tokens, heads = self._take(layer, most), self._layout.heads_of(layer)
+        last, left = layer, JOINED_BYTES if room_bytes is None else min(JOINED_BYTES, room_bytes)
+        while True:
+            left -= tokens.size * self._layout.layer_bytes_per_token(last)
+            if not self._joins(last + 1, heads, tokens, left):
+                return Region(Span(layer, last + 1), heads, tokens)
+            last += 1
+            self._take(last, tokens.size)
 
-    def stamp_piece(self, piece: Piece, length: int, digest: int, seed: int) -> bytes:
-        """The header of the piece whose bytes have this digest. Pieces are stamped in the order in which they are taken and
+    def stamp_region(self, region: Region, length: int, digest: int, seed: int) -> bytes:
+        """The header of the region whose bytes have this digest. Regions are stamped in the order in which they are taken and
         sent."""
-        tokens = Span(piece.start, piece.stop)
-        header = pack_header(Kind.DATA, self.grant, self._frames, length, digest, seed, piece.layer, piece.heads, tokens)
+        header = pack_header(Kind.DATA, self.grant, self._frames, length, digest, seed, region)
         self._unstamped -= 1
         self._count(header)
         self.kv_bytes += length
@@ -185,16 +192,40 @@ class Outbound:
     def _may_finish(self) -> bool:
         return self._tail is not None and not self._finished and not self._waiting and not self._unstamped
 
-    def _written(self) -> deque[Piece] | None:
-        """The pieces of the first layer that has one to read."""
-        for pieces in self._waiting.values():
-            if pieces[0].written():
-                return pieces
+    def _written(self) -> int | None:
+        """The first layer that has something to read."""
+        for layer, waiting in self._waiting.items():
+            if waiting[0].written():
+                return layer
         return None
 
-    def _queue(self, piece: Piece) -> None:
-        pieces = self._waiting.setdefault(piece.layer, deque())
-        if pieces and pieces[-1].stop == piece.start and pieces[-1].fence is piece.fence:
-            pieces[-1].count += piece.count
+    def _take(self, layer: int, most: int) -> Span:
+        """The first tokens that wait of a layer, and those beside them that are written too: at most so many."""
+        waiting = self._waiting[layer]
+        first = waiting.popleft()
+        while waiting and first.count < most and waiting[0].start == first.stop and waiting[0].written():
+            first.count += waiting.popleft().count
+        if first.count > most:
+            waiting.appendleft(_Pushed(first.start + most, first.count - most, None))
+            first.count = most
+        if not waiting:
+            del self._waiting[layer]
+        return Span(first.start, first.stop)
+
+    def _joins(self, layer: int, heads: Span, tokens: Span, room_bytes: int) -> bool:
+        """Whether the same heads and tokens of this layer wait, are written, and fit."""
+        waiting = self._waiting.get(layer)
+        return (
+            waiting is not None
+            and (waiting[0].start, waiting[0].count) == (tokens.start, tokens.size)
+            and self._layout.heads_of(layer) == heads
+            and tokens.size * self._layout.layer_bytes_per_token(layer) <= room_bytes
+            and waiting[0].written()
+        )
+
+    def _queue(self, layer: int, pushed: _Pushed) -> None:
+        waiting = self._waiting.setdefault(layer, deque())
+        if waiting and waiting[-1].stop == pushed.start and waiting[-1].fence is pushed.fence:
+            waiting[-1].count += pushed.count
         else:
-            pieces.append(piece)
+            waiting.append(pushed)

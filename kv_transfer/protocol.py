@@ -36,7 +36,7 @@ from kv_transfer.frames import largest_piece_bytes
 from kv_transfer.transport import Connection
 
 MAGIC = b"HSKV"
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MIN_SECRET_BYTES = 16
 MAX_HANDSHAKE_BYTES = 64 * 1024
 MAX_DETAILS_BYTES = 1024

@@ -19,14 +19,15 @@ from enum import Enum
 
 from core.clock import Clock
 from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, TransferError
+from core.layout import Region
 from kv_transfer.answers import hear
 from kv_transfer.events import Delivered, OnSenderEvent, SendFailed
 from kv_transfer.frames import PIECE_BYTES, Commit, payload_digest
 from kv_transfer.line import Dialler, Line, Parcel
-from kv_transfer.outbound import Outbound, Piece
+from kv_transfer.outbound import Outbound
 from kv_transfer.send_session import LinkSession, State
 from kv_transfer.sending import Farewell, SendingThreads
-from kv_transfer.store import Fence, KVStore
+from kv_transfer.store import Fence, KVStore, read_region
 
 _log = logging.getLogger(__name__)
 
@@ -274,25 +275,25 @@ class SendLink:
         while readable and (room is None or (outgoing.in_stream and used < BATCH_BYTES)):
             try:
                 with self._changed:
-                    piece = session.outbound.take_piece(None if room is None else room.nbytes - used)
+                    region = session.outbound.take_region(None if room is None else room.nbytes - used)
             except Exception as error:  # the device's fault ends this session, not the link's others
                 self.fail(session, TransferError(f"the sender's device failed: {error!r}"))
                 readable = False
                 break
-            if piece is None:
+            if region is None:
                 break
-            size = piece.count * self._store.layout.layer_bytes_per_token(piece.layer)
+            size = self._store.layout.region_bytes(region)
             if room is None:
                 room = outgoing.room(max(size, BATCH_BYTES) if outgoing.in_stream else size)
             part = room[used : used + size] if outgoing.in_stream else room
-            readable = self._read(session, piece, part) and self._stamp(parcel, line, session, piece, part)
+            readable = self._read(session, region, part) and self._stamp(parcel, line, session, region, part)
             used += size
         if room is not None and parcel.payload is None:
             with line.wire:  # what was given before goes first
                 outgoing.discard(room)
         return readable
 
-    def _stamp(self, parcel: Parcel, line: Line, session: LinkSession, piece: Piece, data: memoryview) -> bool:
+    def _stamp(self, parcel: Parcel, line: Line, session: LinkSession, region: Region, data: memoryview) -> bool:
         """Digest a piece and put it into the parcel. False if the session has ended."""
         digest = payload_digest(data, line.peer.send_seed)
         with self._changed:
@@ -300,15 +301,15 @@ class SendLink:
                 return False
             if session.started_s is None:
                 session.started_s = self._clock.now()
-            parcel.add_piece(session.outbound.stamp_piece(piece, data.nbytes, digest, line.peer.send_seed), data)
+            parcel.add_piece(session.outbound.stamp_region(region, data.nbytes, digest, line.peer.send_seed), data)
             return True
 
-    def _read(self, session: LinkSession, piece: Piece, out: memoryview) -> bool:
+    def _read(self, session: LinkSession, region: Region, out: memoryview) -> bool:
         try:
             with session.reading:
                 if session.ended:
                     return False
-                self._store.read(piece.layer, session.outbound.blocks(piece.layer), piece.start, piece.count, out)
+                read_region(self._store, session.outbound.tables, region, out)
         except Exception as error:  # the store's fault ends this session, not the link's others
             _log.exception("cannot read KV of attempt %s", session.outbound.attempt)
             self.fail(session, TransferError(f"the sender cannot read: {error!r}"))

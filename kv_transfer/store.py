@@ -7,11 +7,11 @@ on the other's block size. A store turns `(layer, blocks, start, count)` into by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from core.groups import LayerGroups
-from core.layout import KVLayout
+from core.groups import LayerGroups, Tables
+from core.layout import KVLayout, Region
 
 
 class Fence(Protocol):
@@ -49,3 +49,23 @@ class KVStore(Protocol):
 
     def fence(self) -> Fence | None:
         """Called by the thread that writes: a fence after all it has written so far, or None if that is visible already."""
+
+
+def read_region(store: KVStore, tables: Tables, region: Region, out: memoryview) -> None:
+    """Gather a region, layer after layer; `out` is all its bytes. Raises as `KVStore.read`."""
+    for layer, part in _parts(store, region, out):
+        store.read(layer, tables[store.groups.group_of(layer)], region.tokens.start, region.tokens.size, part)
+
+
+def write_region(store: KVStore, tables: Tables, region: Region, data: memoryview) -> None:
+    """Scatter what `read_region` has gathered. Raises as `KVStore.write`."""
+    for layer, part in _parts(store, region, data):
+        store.write(layer, tables[store.groups.group_of(layer)], region.tokens.start, region.tokens.size, part)
+
+
+def _parts(store: KVStore, region: Region, whole: memoryview) -> Iterator[tuple[int, memoryview]]:
+    at = 0
+    for layer in range(region.layers.start, region.layers.stop):
+        size = region.tokens.size * store.layout.layer_bytes_per_token(layer)
+        yield layer, whole[at : at + size]
+        at += size

@@ -21,6 +21,7 @@ from kv_transfer.frames import payload_digest
 from kv_transfer.outbound import Outbound
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
+from kv_transfer.store import read_region
 from kv_transfer.terms import Terms
 from kv_transfer.transport import Buffer, Transport
 from kv_transfer.transports.inproc import InprocTransport
@@ -150,10 +151,10 @@ def session_frames(
 
     def drain() -> None:
         frames.extend(filter(None, [outbound.take_begin(seed)]))
-        while piece := outbound.take_piece():
-            payload = bytearray(piece.count * store.layout.layer_bytes_per_token(piece.layer))
-            store.read(piece.layer, outbound.blocks(piece.layer), piece.start, piece.count, memoryview(payload))
-            frames.append(outbound.stamp_piece(piece, len(payload), payload_digest(payload, seed), seed) + payload)
+        while region := outbound.take_region():
+            payload = bytearray(store.layout.region_bytes(region))
+            read_region(store, outbound.tables, region, memoryview(payload))
+            frames.append(outbound.stamp_region(region, len(payload), payload_digest(payload, seed), seed) + payload)
         frames.extend(filter(None, [outbound.take_finish(seed)]))
 
     for layer, start, count in pushes:

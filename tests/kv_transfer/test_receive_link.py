@@ -22,7 +22,7 @@ from kv_transfer.carriers.inline import InlineEnd
 from kv_transfer.events import Broken, Received
 from kv_transfer.frames import (
     HEADER_BYTES,
-    NOTHING,
+    NOWHERE,
     PIECE_BYTES,
     Abort,
     Begin,
@@ -238,14 +238,14 @@ def forged(
     payload: bytes,
     sequence: int = 1,
     grant: int = GRANT,
-    layer: int = 0,
-    heads: Span | None = None,
+    layers: Span = Span(0, 1),
+    heads: Span = Span(0, 2),
     start: int = 0,
     count: int = 0,
 ) -> bytes:
     """A frame with right digests from a peer that is proved but not honest."""
-    heads = heads or (Span(0, 2) if kind is Kind.DATA else NOTHING)
-    return pack_frame(kind, grant, sequence, payload, SEED, layer, heads, Span(start, start + count)) + payload
+    region = Region(layers, heads, Span(start, start + count)) if kind is Kind.DATA or start or count else NOWHERE
+    return pack_frame(kind, grant, sequence, payload, SEED, region) + payload
 
 
 def begin_of(attempt: str, first: int, stop: int, windowed: bool = False) -> bytes:
@@ -258,8 +258,12 @@ ROW = TARGET_LAYOUT.layer_bytes_per_token(0)
 @pytest.mark.parametrize(
     "frame",
     [
-        forged(Kind.DATA, bytes(ROW), layer=3, start=FIRST, count=1),
-        forged(Kind.DATA, bytes(ROW), layer=2**32 - 1, start=FIRST, count=1),
+        forged(Kind.DATA, bytes(ROW), layers=Span(3, 4), start=FIRST, count=1),
+        forged(Kind.DATA, bytes(ROW), layers=Span(2**16 - 1, 2**16), start=FIRST, count=1),
+        forged(Kind.DATA, bytes(ROW), layers=Span(0, 2**16 - 1), start=FIRST, count=1),
+        forged(Kind.DATA, bytes(2 * ROW), layers=Span(2, 4), start=FIRST, count=1),
+        forged(Kind.DATA, bytes(ROW), layers=Span(0, 2), start=FIRST, count=1),
+        forged(Kind.DATA, b"", layers=Span(1, 1), start=FIRST, count=1),
         forged(Kind.DATA, bytes(ROW), start=FIRST - 1, count=1),
         forged(Kind.DATA, bytes(ROW), start=STOP, count=1),
         forged(Kind.DATA, bytes(ROW * 2), start=STOP - 1, count=2),

@@ -279,9 +279,13 @@ def test_a_piece_that_was_prepared_while_another_left_has_a_lease_of_its_own() -
         gates[1].set()
 
 
-def messages_for(tokens: int, carriers: Sequence[Carrier]) -> list[int]:
+LIKE = [LayerShape(8, 128, 128)] * 8
+UNLIKE = [LayerShape(8, 128, 128), LayerShape(4, 256, 256)] * 4  # their layers do not join
+
+
+def messages_for(tokens: int, carriers: Sequence[Carrier], shapes: Sequence[LayerShape]) -> list[int]:
     """Sizes of the messages that carry a session of 8 layers of 4 KiB a token, all pushed before the connection is up."""
-    kind = layout(256, shapes=[LayerShape(8, 128, 128)] * 8)
+    kind = layout(256, shapes=shapes)
     sizes, pushed = [], threading.Event()
 
     def plan(message: Message) -> Fault | None:
@@ -303,17 +307,20 @@ def messages_for(tokens: int, carriers: Sequence[Carrier]) -> list[int]:
     return sizes[HANDSHAKE_MESSAGES:]
 
 
-def test_small_pieces_leave_together_where_the_stream_carries_them() -> None:
-    (one,) = messages_for(2, INLINE)
+@pytest.mark.parametrize("shapes", [LIKE, UNLIKE])
+def test_small_pieces_leave_together_where_the_stream_carries_them(shapes: Sequence[LayerShape]) -> None:
+    (one,) = messages_for(2, INLINE, shapes)
     assert one > 8 * 2 * 4096
-    two = messages_for(64, INLINE)
+    two = messages_for(64, INLINE, shapes)
     assert len(two) == 2
     assert all(size > BATCH_BYTES for size in two)
-    assert len(messages_for(256, INLINE)) == 8
+    assert len(messages_for(256, INLINE, shapes)) == 8
 
 
-def test_pieces_leave_alone_where_something_else_carries_them() -> None:
-    assert len(messages_for(2, [MemoryCarrier()])) == 8
+def test_what_something_else_carries_leaves_frame_by_frame() -> None:
+    assert len(messages_for(2, [MemoryCarrier()], LIKE)) == 1
+    assert len(messages_for(64, [MemoryCarrier()], LIKE)) == 2
+    assert len(messages_for(2, [MemoryCarrier()], UNLIKE)) == 8
 
 
 def test_what_cannot_be_read_ends_its_session_and_not_what_was_read_before_it() -> None:

@@ -113,8 +113,9 @@ class FakeSession:
         assert self.outbound is not None
         self.outbound.push(layer, start, count, None)
         self.outbound.take_begin(seed=0)
-        while piece := self.outbound.take_piece():
-            self.pushed.setdefault(piece.layer, set()).update(range(piece.start, piece.stop))
+        while region := self.outbound.take_region():
+            for each in range(region.layers.start, region.layers.stop):
+                self.pushed.setdefault(each, set()).update(range(region.tokens.start, region.tokens.stop))
         self.fences.append(fence)
 
     def finish(self, tail: bytes) -> None:

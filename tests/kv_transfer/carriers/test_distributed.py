@@ -25,7 +25,7 @@ from kv_transfer.carriers.gloo_pair import GlooPair, Move
 from kv_transfer.carriers.gloo_rendezvous import Rank, Rendezvous, mac
 from kv_transfer.carriers.inline import INLINE
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
-from kv_transfer.frames import NOTHING, Header, Kind
+from kv_transfer.frames import NOWHERE, Header, Kind
 from kv_transfer.terms import Terms
 from kv_transfer.transport import Buffer, Connection
 from kv_transfer.transports.fault import Delay, Drop, Duplicate, Fault, FaultTransport, FlipBit, Message, Truncate
@@ -460,7 +460,7 @@ def test_a_header_that_comes_twice_or_went_missing_gets_no_other_headers_payload
     with gloo_pairs() as (one, other):
         stream = ScriptedConnection(struct.pack("<QQ", 0, count))
         incoming = DistributedIncoming(stream, other, 1 << 20)
-        header = Header(Kind.DATA, 1, 0, NOTHING, NOTHING, 8, 0, 0)
+        header = Header(Kind.DATA, 1, NOWHERE, 8, 0, 0)
         move = one.send(memoryview(bytearray(b"the next")), 60.0)
         assert bytes(incoming.take(header)) == b"the next"
         move.wait()

@@ -36,8 +36,7 @@ from kv_transfer.carriers.shared_memory import (
     pack_stamp,
 )
 from kv_transfer.events import Broken, Delivered, Received, SendFailed
-from kv_transfer.frames import NOTHING as NOWHERE
-from kv_transfer.frames import PIECE_BYTES, Header, Kind
+from kv_transfer.frames import NOWHERE, PIECE_BYTES, Header, Kind
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 from kv_transfer.terms import Terms
@@ -52,7 +51,7 @@ LAYERS = 3
 
 
 def data(length: int) -> Header:
-    return Header(Kind.DATA, 1, 0, NOWHERE, NOWHERE, length, 0, 0)
+    return Header(Kind.DATA, 1, NOWHERE, length, 0, 0)
 
 
 def mapped() -> int:

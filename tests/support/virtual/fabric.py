@@ -14,7 +14,7 @@ from kv_transfer.frames import HEADER_BYTES, Begin, Finish, Header, Kind, check_
 from kv_transfer.grants import GrantTable
 from kv_transfer.inbound import GrantEnded
 from kv_transfer.outbound import Outbound
-from kv_transfer.store import KVStore
+from kv_transfer.store import KVStore, read_region
 from kv_transfer.terms import Terms, check_endpoints, check_kept
 from tests.support.virtual.timeline import Timeline
 
@@ -198,11 +198,11 @@ class VirtualSession:
         begin = outbound.take_begin(SEED)
         if begin is not None:
             self._carry(begin[:HEADER_BYTES], begin[HEADER_BYTES:])
-        while not self.ended and (piece := outbound.take_piece()) is not None:
-            payload = bytearray(piece.count * sender.store.layout.layer_bytes_per_token(piece.layer))
-            sender.store.read(piece.layer, outbound.blocks(piece.layer), piece.start, piece.count, memoryview(payload))
+        while not self.ended and (region := outbound.take_region()) is not None:
+            payload = bytearray(sender.store.layout.region_bytes(region))
+            read_region(sender.store, outbound.tables, region, memoryview(payload))
             digest = xxhash.xxh3_64_intdigest(payload, SEED)
-            self._carry(outbound.stamp_piece(piece, len(payload), digest, SEED), bytes(payload))
+            self._carry(outbound.stamp_region(region, len(payload), digest, SEED), bytes(payload))
             sender.fabric.kv_bytes += len(payload)
         finish = outbound.take_finish(SEED)
         if finish is not None:
