@@ -34,7 +34,5 @@ def embedded_folder(model: str, app: Path = _APP) -> Path:
     folder = package / "models" / model
     for needed in ("config.json", WEIGHTS):
         if not (folder / needed).is_file():
-            raise ModelError(
-                f"model: {model} comes with HetServe, but this installation lacks {folder / needed}: install it again"
-            )
+            raise ModelError(f"model: {model} comes with HetServe, but {folder / needed} is not there: install HetServe again")
     return folder

@@ -18,6 +18,7 @@ from hetserve.commands.interrupts import Interrupts
 from hetserve.commands.usage import ApiKey, connect
 from hetserve.conversation import Conversation
 from hetserve.errors import APIError, StatusError
+from hetserve.printable import printable
 from hetserve.types import ChatOptions
 
 READ_S = 120.0
@@ -133,7 +134,7 @@ class Chat:
             for chunk in stream:
                 if chunk.text:
                     pieces.append(chunk.text)
-                    self.out.print(Text(chunk.text), end="", soft_wrap=True)
+                    self.out.print(Text(printable(chunk.text)), end="", soft_wrap=True)
 
     def _error(self, error: APIError, begun: bool) -> None:
         if begun:

@@ -49,10 +49,10 @@ class Outcome:
         """One line each; the demo fails when there are any."""
         found = [f"still running: {process}" for process in self.left]
         found += [f"{item.name}: {item.error}" for item in self.served if item.error is not None]
-        if self.killed is not None:
-            problem = kill_problem(self.kill, self.killed, self.served[0])
-            found += [] if problem is None else [f"{self.killed.name}: {problem}"]
-        return found
+        if self.killed is None:
+            return found or ["nobody was killed"]
+        problem = kill_problem(self.kill, self.killed, self.served[0])
+        return found if problem is None else [*found, f"{self.killed.name}: {problem}"]
 
 
 def demo(

@@ -123,11 +123,6 @@ def milliseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1e3:.1f} ms"
 
 
-def printable(text: str) -> str:
-    """Random weights draw control characters too; a terminal should not obey them."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)
-
-
 def _first_difference(killed: Served, unfailed: Served) -> str:
     pairs = zip(killed.token_ids, unfailed.token_ids, strict=False)
     at = next((index for index, (one, other) in enumerate(pairs) if one != other), min(killed.tokens, unfailed.tokens))

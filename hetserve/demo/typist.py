@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from hetserve.demo.report import printable
+from hetserve.printable import printable
 
 
 class Typist:
