@@ -31,8 +31,8 @@ MADE_HERE = ".random"
 DECODE_INSTANCES = 2
 """One to be killed, and one that goes on at once: a replacement needs seconds to load."""
 TRANSCRIPT_WIDTH = 100
-KILL_AT = 0.35
-"""The share of an answer after which its process is killed."""
+KILL_AT = (0.35, 0.15, 0.0)
+"""The share of an answer after which its process is killed; earlier, if the answer was over before that could be done."""
 
 
 @dataclass
@@ -78,7 +78,7 @@ def demo(
     """
     if model is not None and size is not None:
         raise UsageError("give --model or --size, not both")
-    console = Console(highlight=False, record=transcript is not None, width=None if transcript is None else TRANSCRIPT_WIDTH)
+    console = _console(transcript is not None)
     use_app()
     hush()
     chosen = model if size is None else _random_model(console, folder, size)
@@ -130,12 +130,22 @@ def _show(
         return
     console.rule("4. A process dies in the middle of an answer")
     console.print("[dim]The first question again. Whoever writes the answer is killed while it does.[/dim]")
-    drill = Drill(client, lambda name: _pid(cluster, name), after_tokens=max(2, round(KILL_AT * outcome.served[0].tokens)))
-    outcome.killed = ask(console, client, scenes[0], on_piece=drill)
-    outcome.kill = drill.confirm()
+    for share in KILL_AT:
+        drill = Drill(client, lambda name: _pid(cluster, name), after_tokens=max(2, round(share * outcome.served[0].tokens)))
+        outcome.killed = ask(console, client, scenes[0], on_piece=drill)
+        outcome.kill = drill.confirm()
+        if outcome.kill is not None or outcome.killed.error is not None:
+            break
     if outcome.kill is not None and kill_problem(outcome.kill, outcome.killed, outcome.served[0]) is None:
         console.print()
         console.print(kill_story(outcome.kill, outcome.killed))
+
+
+def _console(keeps: bool) -> Console:
+    """One that keeps what it shows does without what moves on a terminal."""
+    return (
+        Console(highlight=False, record=True, width=TRANSCRIPT_WIDTH, force_terminal=False) if keeps else Console(highlight=False)
+    )
 
 
 def _pid(cluster: Cluster, name: str) -> int | None:

@@ -55,6 +55,7 @@ def test_the_killed_answer_is_the_unfailed_one_and_nothing_is_left(random: bool,
     assert f"⟨{victim} killed⟩" in out
     assert "Nothing was left running." in flat
     assert err == ""
+    assert "(raylet)" not in out
     assert "SIGKILL" in picture.read_text()
 
 
