@@ -118,34 +118,42 @@ def _run(console: Console, model: Path | None, scenes: tuple[Scene, ...], interr
 def _show(
     console: Console, cluster: Cluster, client: Client, scenes: tuple[Scene, ...], outcome: Outcome, made_here: bool
 ) -> None:
-    from hetserve.demo.drill import Drill
-
     console.rule("2. Ask")
     if made_here:
         console.print("[dim]The weights are random: what follows is gibberish, and so it should be.[/dim]")
     outcome.served = ask_all(console, client, scenes)
     console.rule("3. How it was served")
     console.print(served_table(outcome.served))
-    if outcome.served[0].error is not None:
+    unfailed = outcome.served[0]
+    if unfailed.error is not None:
         return
     console.rule("4. A process dies in the middle of an answer")
     console.print("[dim]The first question again. Whoever writes the answer is killed while it does.[/dim]")
-    for share in KILL_AT:
-        drill = Drill(client, lambda name: _pid(cluster, name), after_tokens=max(2, round(share * outcome.served[0].tokens)))
-        outcome.killed = ask(console, client, scenes[0], on_piece=drill)
-        outcome.kill = drill.confirm()
-        if outcome.kill is not None or outcome.killed.error is not None:
-            break
-    if outcome.kill is not None and kill_problem(outcome.kill, outcome.killed, outcome.served[0]) is None:
+    outcome.killed, outcome.kill = _kill_one(console, cluster, client, scenes[0], unfailed)
+    if outcome.kill is not None and kill_problem(outcome.kill, outcome.killed, unfailed) is None:
         console.print()
         console.print(kill_story(outcome.kill, outcome.killed))
 
 
+def _kill_one(console: Console, cluster: Cluster, client: Client, scene: Scene, unfailed: Served) -> tuple[Served, Kill | None]:
+    """Ask again what gave the `unfailed` answer, and kill who writes it."""
+    from hetserve.demo.drill import Drill
+
+    after = [max(2, round(share * unfailed.tokens)) for share in KILL_AT]
+    for tokens in after:
+        drill = Drill(client, lambda name: _pid(cluster, name), tokens)
+        killed = ask(console, client, scene, on_piece=drill)
+        kill = drill.confirm()
+        if kill is not None or killed.error is not None:
+            break
+    return killed, kill
+
+
 def _console(keeps: bool) -> Console:
     """One that keeps what it shows does without what moves on a terminal."""
-    return (
-        Console(highlight=False, record=True, width=TRANSCRIPT_WIDTH, force_terminal=False) if keeps else Console(highlight=False)
-    )
+    if keeps:
+        return Console(highlight=False, record=True, width=TRANSCRIPT_WIDTH, force_terminal=False)
+    return Console(highlight=False)
 
 
 def _pid(cluster: Cluster, name: str) -> int | None:
