@@ -1,0 +1,62 @@
+"""A question about HetServe with its answer, alone or after another one, and facts in a row as plain text."""
+
+from __future__ import annotations
+
+from examples.demo_model.corpus.dice import Dice
+from examples.demo_model.corpus.document import Draft, Split, drawn
+from examples.demo_model.corpus.grammar import upper_first
+from examples.demo_model.corpus.hetserve import basics, cluster, moving, serving
+from examples.demo_model.corpus.hetserve.fact import Fact
+from examples.demo_model.corpus.turn import Turn
+
+GROUPS: tuple[tuple[Fact, ...], ...] = (basics.FACTS, serving.FACTS, moving.FACTS, cluster.FACTS)
+FACTS: tuple[Fact, ...] = tuple(fact for group in GROUPS for fact in group)
+_DEFINED = (
+    "What is {x}?", "What is {x}?", "Explain {x}.", "Can you explain {x}?", "Tell me about {x}.", "What is {x} in HetServe?", "Define {x}.", "Please explain {x}.",
+    "What do you know about {x}?", "Can you tell me what {x} is?", "Explain to me what {x} is.", "I do not know what {x} is.", "So what is {x}?",
+    "Explain {x} in simple words.", "What is meant by {x}?",
+)  # fmt: skip
+_NEXT = ("And what is {x}?", "And {x}?", "What about {x}?", "And what about {x}?", "How about {x}?", "Now explain {x}.", "And what does {x} mean?")
+_FIRM = 2
+"""How many phrasings of a fact, the likeliest, are never held out."""
+
+
+def question(dice: Dice) -> Draft[tuple[Turn, ...]]:
+    return _turn(dice, dice.pick(FACTS), ())
+
+
+def follow_up(dice: Dice) -> Draft[tuple[Turn, ...]]:
+    """A question that goes on from another about HetServe."""
+    fact = dice.pick(FACTS)
+    return _turn(dice, fact, _NEXT if fact.term and dice.chance(0.7) else ())
+
+
+def several(dice: Dice, split: Split) -> tuple[Turn, ...]:
+    """A talk about two to four facts."""
+    turns = drawn(question, dice, split)
+    for _ in range(dice.between(1, 3)):
+        more = drawn(follow_up, dice, split)
+        if all(turn.user != more[0].user for turn in turns):
+            turns += more
+    return turns
+
+
+def plain(dice: Dice) -> Draft[str]:
+    """Three to five facts of one kind as a text."""
+    facts = dice.sample(dice.pick(GROUPS), dice.between(3, 5))
+    chosen = [(fact, dice.below(len(fact.answers) - 1) + 1) for fact in facts if fact.term]
+    if not chosen or dice.chance(0.3):
+        chosen = [(basics.FACTS[0], 1), *chosen]
+    key = "facts/" + "/".join(f"{fact.name}:{index}" for fact, index in chosen)
+    return Draft(key, lambda: " ".join(fact.answers[index] for fact, index in chosen))
+
+
+def _turn(dice: Dice, fact: Fact, patterns: tuple[str, ...]) -> Draft[tuple[Turn, ...]]:
+    known = tuple(_DEFINED if fact.term and not patterns else ())
+    phrasings = patterns or (*known, *fact.asked)
+    index = dice.below(len(phrasings))
+    pattern = phrasings[index]
+    asked = upper_first(pattern.format(x=fact.term) if index < len(known) or patterns else pattern)
+    firm = not patterns and (index < _FIRM or len(known) <= index < len(known) + _FIRM)
+    answer = fact.answers[0] if dice.chance(0.3) else dice.pick(fact.answers[1:])
+    return Draft(f"hetserve/{fact.name}/{pattern}", lambda: (Turn(asked, answer, fact.answers[0]),), always_trained=firm)
