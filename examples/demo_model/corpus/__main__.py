@@ -16,7 +16,9 @@ _STYLES = {"system": "magenta", "user": "cyan", "assistant": ""}
 
 def show(
     seed: Annotated[int, typer.Option(help="Another seed, other documents.")] = 0,
-    kind: Annotated[str | None, typer.Option(help="One of " + ", ".join(kind.name for kind in KINDS) + "; all mixed if not given.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="One of " + ", ".join(kind.name for kind in KINDS) + "; all mixed if not given.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
     held_out: Annotated[bool, typer.Option("--held-out", help="Those that a model never reads in training.")] = False,
 ) -> None:
@@ -33,7 +35,9 @@ def show(
 def _shown(document: Document) -> Text:
     if not document.messages:
         return Text(document.text)
-    lines = [Text.assemble((f"{message.role}: ", "dim"), (message.content, _STYLES[message.role])) for message in document.messages]
+    lines = [
+        Text.assemble((f"{message.role}: ", "dim"), (message.content, _STYLES[message.role])) for message in document.messages
+    ]
     return Text("\n").join(lines)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from examples.demo_model.corpus import counting, everyday, lists, numbers, objects, talk, unknown
 from examples.demo_model.corpus.dice import Dice
@@ -17,13 +17,21 @@ Asking = Callable[[Dice], Draft[tuple[Turn, ...]]]
 _LONGEST_CHAT_CHARS = 3200
 
 TOPICS: tuple[tuple[Asking, float], ...] = (
-    (request.asked, 12), (questions.question, 30), (numbers.question, 12), (counting.question, 9), (lists.question, 10), (objects.question, 6),
-    (everyday.question, 8), (unknown.question, 6), (talk.small_talk, 18), (talk.dialogue, 10),
-)  # fmt: skip
+    (request.asked, 12),
+    (questions.question, 30),
+    (numbers.question, 12),
+    (counting.question, 9),
+    (lists.question, 10),
+    (objects.question, 6),
+    (everyday.question, 8),
+    (unknown.question, 6),
+    (talk.small_talk, 18),
+    (talk.dialogue, 10),
+)
 _ASKINGS, _WEIGHTS = tuple(topic for topic, _ in TOPICS), tuple(weight for _, weight in TOPICS)
 
 
-def chat(kind: str, turns: Iterable[Turn], dice: Dice) -> Document:
+def chat(kind: str, turns: Sequence[Turn], dice: Dice) -> Document:
     chosen = manner(dice)
     messages = [Message("system", dice.pick(chosen.systems))] if chosen.systems else []
     for turn in turns:
@@ -37,7 +45,7 @@ def on(asking: Asking, kind: str, most: int = 1) -> Callable[[Dice, Split], Docu
     def write(dice: Dice, split: Split) -> Document:
         turns: list[Turn] = []
         for _ in range(dice.between(1, most) if dice.chance(0.5) else 1):
-            turns += drawn(asking, dice, split)
+            turns.extend(drawn(asking, dice, split))
         return chat(kind, turns, dice)
 
     return write
@@ -48,9 +56,10 @@ def mixed(dice: Dice, split: Split) -> Document:
     turns: list[Turn] = list(drawn(talk.small_talk, dice, split)) if dice.chance(0.2) else []
     for _ in range(dice.between(2, 5)):
         asking = dice.weighted(_ASKINGS, _WEIGHTS)
-        turns += drawn(asking, dice, split)
+        turns.extend(drawn(asking, dice, split))
         if asking is questions.question and dice.chance(0.4):
-            turns += drawn(questions.follow_up, dice, split)
+            more = drawn(questions.follow_up, dice, split)
+            turns.extend(more if all(turn.brief != more[0].brief for turn in turns) else ())
         if sum(len(turn.user) + len(turn.assistant) for turn in turns) > _LONGEST_CHAT_CHARS:
             break
     return chat("mixed", turns, dice)

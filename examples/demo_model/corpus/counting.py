@@ -13,8 +13,14 @@ from examples.demo_model.corpus.words.categories import GROUPS
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _STEPS = {1: "", 2: "twos", 3: "threes", 5: "fives", 10: "tens"}
 _DAYS, _MONTHS = GROUPS["days of the week"], GROUPS["months"]
-_COUNTED = ("Count from {a} to {b}{s}.", "Count from {a} to {b}{s}.", "Can you count from {a} to {b}{s}?", "Please count from {a} to {b}{s}.", "Count {a} to {b}{s}.",
-            "Say the numbers from {a} to {b}{s}.")  # fmt: skip
+_COUNTED = (
+    "Count from {a} to {b}{s}.",
+    "Count from {a} to {b}{s}.",
+    "Can you count from {a} to {b}{s}?",
+    "Please count from {a} to {b}{s}.",
+    "Count {a} to {b}{s}.",
+    "Say the numbers from {a} to {b}{s}.",
+)
 
 
 def question(dice: Dice) -> Draft[tuple[Turn, ...]]:
@@ -44,26 +50,41 @@ def _count(dice: Dice) -> Draft[tuple[Turn, ...]]:
         pattern = dice.pick(("Count to {b}{s}.", "Can you count to {b}{s}?"))
     if first <= 20 and down and last in (0, 1) and step == 1 and dice.chance(0.5):
         pattern = "Count down from {a}{s}." if last == 1 else pattern
-    text = (
-        pattern.format(a=number_word(first) if in_words and dice.chance(0.5) else first, b=last if not in_words else number_word(last), s=by)
-    )
+    spelled = in_words and dice.chance(0.5)
+    text = pattern.format(a=number_word(first) if spelled else first, b=number_word(last) if spelled else last, s=by)
     if in_words:
         text = text[:-1] + " in words" + text[-1]
-    return _one(f"count/{first}/{last}/{step}/{in_words}", lambda: Turn(text, upper_first(", ".join(items)) + "."), firm=start <= 1 and end <= 10)
+    return _one(
+        f"count/{first}/{last}/{step}/{in_words}",
+        lambda: Turn(text, upper_first(", ".join(items)) + "."),
+        firm=start <= 1 and end <= 10,
+    )
 
 
 def _compare(dice: Dice) -> Draft[tuple[Turn, ...]]:
     a = dice.between(0, 100)
     b = (a + dice.between(1, 100)) % 101
     larger, smaller = max(a, b), min(a, b)
-    word, answer, other = dice.pick((("larger", larger, smaller), ("smaller", smaller, larger), ("bigger", larger, smaller), ("greater", larger, smaller)))
-    asked = dice.pick((f"Which is {word}, {a} or {b}?", f"Which number is {word}, {a} or {b}?", f"What is {word}: {a} or {b}?", f"Is {a} {word} than {b}?"))
+    word, answer, other = dice.pick(
+        (("larger", larger, smaller), ("smaller", smaller, larger), ("bigger", larger, smaller), ("greater", larger, smaller))
+    )
+    asked = dice.pick(
+        (
+            f"Which is {word}, {a} or {b}?",
+            f"Which number is {word}, {a} or {b}?",
+            f"What is {word}: {a} or {b}?",
+            f"Is {a} {word} than {b}?",
+        )
+    )
     if asked.startswith("Is "):
         yes = answer == a
         reply = f"{'Yes' if yes else 'No'}, {answer} is {word} than {other}."
     else:
         reply = f"{answer} is {word} than {other}."
-    return _one(f"compare/{smaller}/{larger}", lambda: Turn(asked, reply, f"{reply.split(',')[0]}." if asked.startswith("Is ") else f"{answer}."))
+    return _one(
+        f"compare/{smaller}/{larger}",
+        lambda: Turn(asked, reply, f"{reply.split(',')[0]}." if asked.startswith("Is ") else f"{answer}."),
+    )
 
 
 def _neighbour(dice: Dice) -> Draft[tuple[Turn, ...]]:
@@ -75,17 +96,29 @@ def _neighbour(dice: Dice) -> Draft[tuple[Turn, ...]]:
     other = names[(index + (1 if after else -1)) % len(names)]
     side = "after" if after else "before"
     pattern = dice.below(4)
-    asked = (f"What {what} comes {side} {names[index]}?", f"Which {what} comes {side} {names[index]}?", f"What comes {side} {names[index]}?",
-             f"Which {what} is {side} {names[index]}?")[pattern]  # fmt: skip
-    return _one(f"neighbour/{names[index]}/{side}/{pattern}", lambda: Turn(asked, f"{other} comes {side} {names[index]}.", f"{other}."), firm=pattern == 0)
+    asked = (
+        f"What {what} comes {side} {names[index]}?",
+        f"Which {what} comes {side} {names[index]}?",
+        f"What comes {side} {names[index]}?",
+        f"Which {what} is {side} {names[index]}?",
+    )[pattern]
+    return _one(
+        f"neighbour/{names[index]}/{side}/{pattern}",
+        lambda: Turn(asked, f"{other} comes {side} {names[index]}.", f"{other}."),
+        firm=pattern == 0,
+    )
 
 
 def _place(dice: Dice) -> Draft[tuple[Turn, ...]]:
-    names, of = dice.pick(((_DAYS, "day of the week"), (_MONTHS, "month of the year"), (tuple(LETTERS[:12]), "letter of the alphabet")))
+    names, of = dice.pick(
+        ((_DAYS, "day of the week"), (_MONTHS, "month of the year"), (tuple(LETTERS[:12]), "letter of the alphabet"))
+    )
     index = dice.below(len(names))
     form = dice.below(2)
     asked = (f"What is the {ordinal(index + 1)} {of}?", f"Which is the {ordinal(index + 1)} {of}?")[form]
-    return _one(f"place/{of}/{index}/{form}", lambda: Turn(asked, f"The {ordinal(index + 1)} {of} is {names[index]}.", f"{names[index]}."))
+    return _one(
+        f"place/{of}/{index}/{form}", lambda: Turn(asked, f"The {ordinal(index + 1)} {of} is {names[index]}.", f"{names[index]}.")
+    )
 
 
 def _next_number(dice: Dice) -> Draft[tuple[Turn, ...]]:
@@ -93,28 +126,45 @@ def _next_number(dice: Dice) -> Draft[tuple[Turn, ...]]:
     after = number == 0 or dice.chance(0.6)
     asked = f"{dice.pick(('What number comes', 'Which number comes', 'What comes'))} {'after' if after else 'before'} {number}?"
     answer = number + (1 if after else -1)
-    return _one(f"next/{number}/{after}", lambda: Turn(asked, f"{answer} comes {'after' if after else 'before'} {number}.", f"{answer}."))
+    return _one(
+        f"next/{number}/{after}", lambda: Turn(asked, f"{answer} comes {'after' if after else 'before'} {number}.", f"{answer}.")
+    )
 
 
 def _even(dice: Dice) -> Draft[tuple[Turn, ...]]:
     number, word = dice.between(1, 100), dice.pick(("even", "odd"))
     is_even = number % 2 == 0
     reply = f"{'Yes' if is_even == (word == 'even') else 'No'}, {number} is {'even' if is_even else 'odd'}."
-    return _one(f"even/{number}", lambda: Turn(f"Is {number} {word}?" if dice.chance(0.7) else f"Is {number} an {word} number?", reply, reply))
+    return _one(
+        f"even/{number}",
+        lambda: Turn(f"Is {number} {word}?" if dice.chance(0.7) else f"Is {number} an {word} number?", reply, reply),
+    )
 
 
 def _known(dice: Dice) -> Draft[tuple[Turn, ...]]:
-    asked, answer = dice.pick((
-        ("Say the alphabet.", ", ".join(LETTERS) + "."), ("What is the alphabet?", ", ".join(LETTERS) + "."), ("Recite the alphabet.", ", ".join(LETTERS) + "."),
-        ("How many days are there in a week?", "There are 7 days in a week."), ("How many days does a week have?", "There are 7 days in a week."),
-        ("How many months are there in a year?", "There are 12 months in a year."), ("How many letters are in the alphabet?", "There are 26 letters in the alphabet."),
-        ("How many hours are in a day?", "There are 24 hours in a day."), ("How many minutes are in an hour?", "There are 60 minutes in an hour."),
-        ("How many seconds are in a minute?", "There are 60 seconds in a minute."), ("How many seasons are there?", "There are 4 seasons: spring, summer, autumn and winter."),
-        ("Name the days of the week.", ", ".join(_DAYS) + "."), ("What are the days of the week?", ", ".join(_DAYS) + "."),
-        ("Name the months of the year.", ", ".join(_MONTHS) + "."), ("What are the months of the year?", ", ".join(_MONTHS) + "."),
-        ("How many legs does a dog have?", "A dog has 4 legs."), ("How many legs does a spider have?", "A spider has 8 legs."),
-        ("How many wheels does a bicycle have?", "A bicycle has 2 wheels."), ("How many fingers are on one hand?", "There are 5 fingers on one hand."),
-    ))  # fmt: skip
+    asked, answer = dice.pick(
+        (
+            ("Say the alphabet.", ", ".join(LETTERS) + "."),
+            ("What is the alphabet?", ", ".join(LETTERS) + "."),
+            ("Recite the alphabet.", ", ".join(LETTERS) + "."),
+            ("How many days are there in a week?", "There are 7 days in a week."),
+            ("How many days does a week have?", "There are 7 days in a week."),
+            ("How many months are there in a year?", "There are 12 months in a year."),
+            ("How many letters are in the alphabet?", "There are 26 letters in the alphabet."),
+            ("How many hours are in a day?", "There are 24 hours in a day."),
+            ("How many minutes are in an hour?", "There are 60 minutes in an hour."),
+            ("How many seconds are in a minute?", "There are 60 seconds in a minute."),
+            ("How many seasons are there?", "There are 4 seasons: spring, summer, autumn and winter."),
+            ("Name the days of the week.", ", ".join(_DAYS) + "."),
+            ("What are the days of the week?", ", ".join(_DAYS) + "."),
+            ("Name the months of the year.", ", ".join(_MONTHS) + "."),
+            ("What are the months of the year?", ", ".join(_MONTHS) + "."),
+            ("How many legs does a dog have?", "A dog has 4 legs."),
+            ("How many legs does a spider have?", "A spider has 8 legs."),
+            ("How many wheels does a bicycle have?", "A bicycle has 2 wheels."),
+            ("How many fingers are on one hand?", "There are 5 fingers on one hand."),
+        )
+    )
     return _one(f"known/{asked}", lambda: Turn(asked, answer), firm=True)
 
 

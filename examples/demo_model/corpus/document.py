@@ -14,7 +14,7 @@ from typing import Generic, Literal, TypeVar
 
 from examples.demo_model.corpus.dice import Dice
 
-Made = TypeVar("Made")
+Made = TypeVar("Made", covariant=True)
 HELD_OUT_PER_MILLE = 40
 _MOST_TRIES = 20_000
 

@@ -10,14 +10,20 @@ from examples.demo_model.corpus.dice import Dice
 _SPOKEN_AS_CONSONANT = ("uni", "use", "one", "eu", "ukulele")
 _SPOKEN_AS_VOWEL = ("hour", "honest", "heir", "honour")
 _UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
-).split()
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
+    "fourteen",
+    "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
 _TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 SPEECH = (
-    "said asked cried called whispered answered replied laughed shouted sighed sang wondered thought came"
-).split()
-_SENTENCE_START = re.compile(r"(?:^|[.!?] |\.\" |[.!?] \"|: \"|[!?]\" (?!(?:(?:he|she) )?(?:" + "|".join(SPEECH) + r")\b)|\n)\"?([a-z])")
+    "said", "asked", "cried", "called", "whispered", "answered", "replied", "laughed", "shouted", "sighed", "sang", "wondered",
+    "thought",
+    "came",
+)  # fmt: skip
+_SENTENCE_START = re.compile(
+    r"(?:^|[.!?] |\.\" |[.!?] \"|: \"|[!?]\" (?!(?:(?:he|she) )?(?:" + "|".join(SPEECH) + r")\b)|\n)\"?([a-z])"
+)
 
 
 def a(noun: str) -> str:
@@ -37,13 +43,21 @@ def number_word(number: int) -> str:
     return _TENS[tens] + (f"-{_UNITS[units]}" if units else "")
 
 
+_ORDINALS = (
+    "zeroth", "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh",
+    "twelfth",
+)  # fmt: skip
+
+
 def ordinal(number: int) -> str:
-    return ("zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth").split()[number]
+    """0 to 12 in words."""
+    return _ORDINALS[number]
 
 
 def plural(noun: str) -> str:
     irregular = {
-        "mouse": "mice", "goose": "geese", "sheep": "sheep", "fish": "fish", "deer": "deer", "wolf": "wolves", "child": "children",
+        "mouse": "mice", "goose": "geese", "sheep": "sheep", "fish": "fish", "deer": "deer", "wolf": "wolves",
+        "child": "children",
         "loaf of bread": "loaves of bread", "leaf": "leaves", "knife": "knives", "shelf": "shelves", "scarf": "scarves",
         "potato": "potatoes", "tomato": "tomatoes", "ox": "oxen", "calf": "calves",
     }  # fmt: skip
@@ -57,7 +71,7 @@ def plural(noun: str) -> str:
 
 
 def enumerated(items: Sequence[str], last: str = "and") -> str:
-    """"a, b and c"."""
+    """The items with commas, and a word before the last."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}"
 
 
@@ -70,15 +84,29 @@ def tidied(text: str) -> str:
     return _SENTENCE_START.sub(lambda match: match.group(0)[:-1] + match.group(1).upper(), text)
 
 
+_ASKING = (
+    "Tell", "Give", "List", "Name", "Write", "Count", "Explain", "Say", "Add", "Make", "Calculate", "Define", "Describe",
+    "Return", "Turn",
+    "Convert", "Can", "Could",
+)  # fmt: skip
+_OPENERS = (
+    *_ASKING, "What", "Which", "Who", "Where", "When", "Why", "How", "Is", "Are", "Do", "Does", "Did", "Will", "May", "Please",
+    "Now", "And",
+    "Another", "One", "Again", "Shorter", "Longer", "So", "Good", "Thank", "Thanks", "Many", "Hello", "Hi", "Hey", "It", "Today",
+    "In", "On",
+    "At", "Let", "My", "There",
+)  # fmt: skip
+"""First words that people often leave without a capital; a name is none."""
+
+
 def as_typed(text: str, dice: Dice) -> str:
-    """A question as people type it: often as written, sometimes without capital or mark, sometimes with a please."""
+    """A question as people type it: mostly as written, sometimes without its capital or its mark, sometimes with a please."""
     roll = dice.below(100)
-    if roll < 70 or "\n" in text or len(text) > 160:
+    first = text.split(" ", 1)[0].rstrip(".,!?")
+    if roll < 70 or "\n" in text or len(text) > 160 or first not in _OPENERS:
         return text
-    if roll < 80 and text[-1] in ".?":
+    if roll < 82 and text[-1] in ".?":
         text = text[:-1]
-    if roll >= 94 and text[-1] in ".?" and "please" not in text.lower():
+    if roll >= 94 and text[-1] in ".?" and first in _ASKING and "please" not in text.lower():
         text = f"{text[:-1]}, please{text[-1]}"
-    if 76 <= roll < 92 and not text.startswith(("I ", "I'", "HetServe", "KubeRay", "Ray ", "NCCL", "KV", "TTFT", "TPOT", "ITL", "SLO")):
-        text = text[:1].lower() + text[1:]
-    return text
+    return text[:1].lower() + text[1:] if 76 <= roll < 94 else text

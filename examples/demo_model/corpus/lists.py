@@ -11,15 +11,50 @@ from examples.demo_model.corpus.turn import Turn
 from examples.demo_model.corpus.words.categories import GROUPS, IN_ORDER
 
 _ASKED = (
-    "List {n} {g}.", "List {n} {g}.", "List {n} {g}.", "Name {n} {g}.", "Give me {n} {g}.", "Give me a list of {n} {g}.", "Can you list {n} {g}?", "Write a list of {n} {g}.",
-    "Please list {n} {g}.", "I need {n} {g}.", "Tell me {n} {g}.", "Can you name {n} {g}?", "Make a list of {n} {g}.", "Write down {n} {g}.",
-)  # fmt: skip
-_IN_A_LINE = ("Name {n} {g} in one line.", "List {n} {g}, separated by commas.", "Name {n} {g} in a sentence.", "Tell me {n} {g} in one line.")
-_BULLETS = ("List {n} {g} as bullet points.", "Give me a bulleted list of {n} {g}.", "List {n} {g} with bullets.", "Write {n} {g} as a bulleted list.")
-_NUMBERED = ("Give me a numbered list of {n} {g}.", "List {n} {g}, numbered.", "Number {n} {g}.")
+    "List {n} {g}.",
+    "List {n} {g}.",
+    "List {n} {g}.",
+    "Name {n} {g}.",
+    "Give me {n} {g}.",
+    "Give me a list of {n} {g}.",
+    "Can you list {n} {g}?",
+    "Write a list of {n} {g}.",
+    "Please list {n} {g}.",
+    "I need {n} {g}.",
+    "Tell me {n} {g}.",
+    "Can you name {n} {g}?",
+    "Make a list of {n} {g}.",
+    "Write down {n} {g}.",
+)
+_IN_A_LINE = (
+    "Name {n} {g} in one line.",
+    "List {n} {g}, separated by commas.",
+    "Name {n} {g} in a sentence.",
+    "Tell me {n} {g} in one line.",
+)
+_BULLETS = (
+    "List {n} {g} as bullet points.",
+    "Give me a bulleted list of {n} {g}.",
+    "List {n} {g} with bullets.",
+    "Write {n} {g} as a bulleted list.",
+)
+_NUMBERED = ("Give me a numbered list of {n} {g}.", "List {n} {g}, numbered.")
 _UNCOUNTED = ("List some {g}.", "Name some {g}.", "Give me a list of {g}.", "Can you list a few {g}?", "Tell me some {g}.")
 _MORE = ("Another list, please.", "Now {n} {g}.", "And {n} {g}?", "And now {n} {g}.", "What about {n} {g}?")
-_MEMBERS = ("fruits", "vegetables", "animals", "birds", "fish", "insects", "trees", "flowers", "tools", "instruments", "vehicles", "colours", "sports", "jobs")
+_MEMBERS = (
+    "fruits",
+    "vegetables",
+    "animals",
+    "birds",
+    "fish",
+    "insects",
+    "trees",
+    "flowers",
+    "tools",
+    "instruments",
+    "vehicles",
+    "colours",
+)
 _ONE = {"fish": "fish", "animals": "animal", "birds": "bird", "insects": "insect", "colours": "colour"}
 _MOST = 10
 
@@ -36,13 +71,19 @@ def _list(dice: Dice, before: str) -> Draft[tuple[Turn, ...]]:
     count = min(dice.between(2, 6) if dice.chance(0.75) else dice.between(2, _MOST), len(items))
     chosen = list(items[:count]) if group in IN_ORDER else dice.sample(items, count, shuffle=0.75)
     style = dice.weighted(("plain", "numbered", "bullets", "line", "some"), (62, 8, 12, 10, 8))
-    pattern = dice.pick({"plain": _ASKED, "numbered": _NUMBERED, "bullets": _BULLETS, "line": _IN_A_LINE, "some": _UNCOUNTED}[style])
+    pattern = dice.pick(
+        {"plain": _ASKED, "numbered": _NUMBERED, "bullets": _BULLETS, "line": _IN_A_LINE, "some": _UNCOUNTED}[style]
+    )
     if style == "some":
         chosen = chosen if count >= 3 or group in IN_ORDER else dice.sample(items, 4, shuffle=0.75)
     number = number_word(count) if dice.chance(0.7) else str(count)
     named = group.replace("colours", "colors") if dice.chance(0.3) else group
     asked = pattern.format(n=number, g=named)
-    return Draft(f"list/{'/'.join(chosen)}/{style if group in IN_ORDER else ''}", lambda: _turns(asked, chosen, style, dice, group), always_trained=group in IN_ORDER)
+    return Draft(
+        f"list/{'/'.join(chosen)}/{style if group in IN_ORDER else ''}",
+        lambda: _turns(asked, chosen, style, dice, group),
+        always_trained=group in IN_ORDER,
+    )
 
 
 def _turns(asked: str, chosen: Sequence[str], style: str, dice: Dice, group: str) -> tuple[Turn, ...]:
@@ -50,11 +91,19 @@ def _turns(asked: str, chosen: Sequence[str], style: str, dice: Dice, group: str
     rest = [item for item in GROUPS[group] if item not in chosen]
     if group not in IN_ORDER and rest and dice.chance(0.12):
         more = dice.sample(rest, 1)
-        turns.append(Turn(dice.pick(("One more.", "One more, please.", "Can you add one more?", "And another one?")), f"{more[0]}.".capitalize(), bare=True))
+        turns.append(
+            Turn(
+                dice.pick(("One more.", "One more, please.", "Can you add one more?", "And another one?")),
+                f"{more[0]}.".capitalize(),
+                bare=True,
+            )
+        )
     elif len(chosen) > 2 and dice.chance(0.12):
         which = dice.below(len(chosen))
         place = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")[which]
-        turns.append(Turn(f"Which was the {place} one?", f"The {place} one was {chosen[which]}.", f"{chosen[which]}.".capitalize()))
+        turns.append(
+            Turn(f"Which was the {place} one?", f"The {place} one was {chosen[which]}.", f"{chosen[which]}.".capitalize())
+        )
     return tuple(turns)
 
 
@@ -71,7 +120,7 @@ def _belongs(dice: Dice) -> Draft[tuple[Turn, ...]]:
     """Is a carrot a fruit? What is a fox?"""
     group = dice.pick(_MEMBERS)
     item = dice.pick(GROUPS[group])
-    one, article = _singular(group), item if group in ("colours", "sports") else a(item)
+    one, article = _singular(group), item if group == "colours" else a(item)
     if dice.chance(0.4):
         asked, answer = f"What is {article}?", f"{article} is {a(one)}."
     else:

@@ -11,10 +11,39 @@ from examples.demo_model.corpus.turn import Turn
 from examples.demo_model.corpus.words.characters import HE_NAMES, SHE_NAMES
 
 _SIGNS = {"plus": "+", "minus": "-", "times": "x"}
-_ASKED = ("What is {q}?", "What is {q}?", "What is {q}?", "How much is {q}?", "Calculate {q}.", "{q}?", "Can you tell me what {q} is?", "What does {q} make?",
-          "Tell me what {q} is.", "Please work out {q}.")  # fmt: skip
+_ASKED = (
+    "What is {q}?",
+    "What is {q}?",
+    "What is {q}?",
+    "How much is {q}?",
+    "Calculate {q}.",
+    "{q}?",
+    "Can you tell me what {q} is?",
+    "What does {q} make?",
+    "Tell me what {q} is.",
+    "Please work out {q}.",
+)
 _ADDED = ("Add {a} and {b}.", "What is the sum of {a} and {b}?", "What do you get when you add {a} and {b}?")
-_ITEMS = ("apple", "coin", "marble", "book", "shell", "stone", "egg", "cookie", "pencil", "button", "flower", "nut", "card", "balloon", "kite", "cup", "hat", "pear")
+_ITEMS = (
+    "apple",
+    "coin",
+    "marble",
+    "book",
+    "shell",
+    "stone",
+    "egg",
+    "cookie",
+    "pencil",
+    "button",
+    "flower",
+    "nut",
+    "card",
+    "balloon",
+    "kite",
+    "cup",
+    "hat",
+    "pear",
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +61,7 @@ def question(dice: Dice) -> Draft[tuple[Turn, ...]]:
     """A sum. The operands decide the split; where there are few (up to 12), the way they are asked for does as well."""
     asked = _sum(dice)
     form = dice.weighted(("spoken", "signs", "words", "added", "problem"), (50, 26, 6, 6, 22))
-    small = asked.a <= 12 and asked.b <= 12 or asked.operation == "times" or asked.a <= 20 and asked.operation == "minus"
+    small = (asked.a <= 12 and asked.b <= 12) or asked.operation == "times" or (asked.a <= 20 and asked.operation == "minus")
     pattern = dice.below(len(_ASKED))
     key = f"sum/{min(asked.a, asked.b)}/{asked.operation}/{max(asked.a, asked.b)}"
     if small:
@@ -62,8 +91,11 @@ def _turn(asked: Sum, form: str, pattern: str, dice: Dice) -> Turn:
         return Turn(dice.pick(_ADDED).format(a=a, b=b), f"{a} plus {b} is {result}.", f"{result}.")
     if form == "words" and result <= 100:
         words = f"{number_word(a)} {asked.operation} {number_word(b)}"
-        return Turn(pattern.format(q=words).capitalize() if pattern == "{q}?" else pattern.format(q=words), f"{words.capitalize()} is {number_word(result)}.",
-                    f"{number_word(result).capitalize()}.")  # fmt: skip
+        return Turn(
+            pattern.format(q=words).capitalize() if pattern == "{q}?" else pattern.format(q=words),
+            f"{words.capitalize()} is {number_word(result)}.",
+            f"{number_word(result).capitalize()}.",
+        )
     if form == "problem" and a > 1 and 0 < b < 30:
         return _problem(asked, dice)
     if form == "signs":
@@ -85,21 +117,29 @@ def _problem(asked: Sum, dice: Dice) -> Turn:
     many, more = f"{a} {plural(noun)}", f"{b} {noun if b == 1 else plural(noun)}"
     left = f"{result} {noun if result == 1 else plural(noun)}"
     if asked.operation == "plus":
-        story = dice.pick((
-            f"{name} has {many} and gets {b} more. How many {plural(noun)} does {he} have?",
-            f"{name} finds {many} in the morning and {more} in the evening. How many are there together?",
-            f"There are {many} on the table. {name} brings {b} more. How many {plural(noun)} are on the table?",
-        ))  # fmt: skip
-        return Turn(story, f"{a} plus {b} is {result}, so there are {result} {plural(noun) if result != 1 else noun}.", f"{result}.")
+        story = dice.pick(
+            (
+                f"{name} has {many} and gets {b} more. How many {plural(noun)} does {he} have?",
+                f"{name} finds {many} in the morning and {more} in the evening. How many are there together?",
+                f"There are {many} on the table. {name} brings {b} more. How many {plural(noun)} are on the table?",
+            )
+        )
+        return Turn(
+            story, f"{a} plus {b} is {result}, so there are {result} {plural(noun) if result != 1 else noun}.", f"{result}."
+        )
     if asked.operation == "minus":
-        story = dice.pick((
-            f"{name} has {many} and gives away {b}. How many {plural(noun)} are left?",
-            f"{name} had {many} and lost {more}. How many does {he} have now?",
-            f"There are {many} in {name}'s box. {he.capitalize()} takes out {b}. How many are left in {his} box?",
-        ))  # fmt: skip
+        story = dice.pick(
+            (
+                f"{name} has {many} and gives away {b}. How many {plural(noun)} are left?",
+                f"{name} had {many} and lost {more}. How many does {he} have now?",
+                f"There are {many} in {name}'s box. {he.capitalize()} takes out {b}. How many are left in {his} box?",
+            )
+        )
         return Turn(story, f"{a} minus {b} is {result}, so {'1 is' if result == 1 else f'{result} are'} left.", f"{result}.")
-    story = dice.pick((
-        f"{name} has {a} boxes with {more} in each. How many {plural(noun)} are there?",
-        f"There are {a} children, and each has {more}. How many {plural(noun)} do they have together?",
-    ))  # fmt: skip
+    story = dice.pick(
+        (
+            f"{name} has {a} boxes with {more} in each. How many {plural(noun)} are there?",
+            f"There are {a} children, and each has {more}. How many {plural(noun)} do they have together?",
+        )
+    )
     return Turn(story, f"{a} times {b} is {result}, so there are {left}.", f"{result}.")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from examples.demo_model.corpus.dice import Dice
 from examples.demo_model.corpus.document import Draft
-from examples.demo_model.corpus.grammar import a, plural, upper_first
+from examples.demo_model.corpus.grammar import a, enumerated, plural, upper_first
 from examples.demo_model.corpus.turn import Turn
 from examples.demo_model.corpus.words.categories import GROUPS
 from examples.demo_model.corpus.words.characters import ANIMALS, HE_NAMES, SHE_NAMES
@@ -12,15 +14,51 @@ from examples.demo_model.corpus.words.places import PLACES
 from examples.demo_model.corpus.words.talk import FEELINGS, SMALL, WEATHER, WISHES
 
 Turns = tuple[Turn, ...]
-_THINGS = ("hat", "book", "scarf", "kite", "umbrella", "bag", "ball", "watch", "key", "glove", "ring", "pencil", "phone", "ticket", "coat", "cup")
-_HERE = ("park", "library", "market", "school", "garden", "theatre", "museum", "railway station", "town", "beach", "zoo", "playground", "bakery")
+_THINGS = (
+    "hat",
+    "book",
+    "scarf",
+    "kite",
+    "umbrella",
+    "bag",
+    "ball",
+    "watch",
+    "key",
+    "glove",
+    "ring",
+    "pencil",
+    "phone",
+    "ticket",
+    "coat",
+    "cup",
+)
+_NAMED_WITH: dict[str, Callable[[str], str]] = {"instruments": lambda name: f"the {name}", "flowers": plural}
+_HERE = (
+    "park",
+    "library",
+    "market",
+    "school",
+    "garden",
+    "theatre",
+    "museum",
+    "railway station",
+    "town",
+    "beach",
+    "zoo",
+    "playground",
+    "bakery",
+)
 
 
 def small_talk(dice: Dice) -> Draft[Turns]:
     said, answers = dice.pick(SMALL)
     index = 0 if dice.chance(0.25) else dice.below(len(said))
     answer = answers[0] if dice.chance(0.5) else dice.pick(answers)
-    return Draft(f"talk/{said[index]}", lambda: (Turn(said[index], answer, answer.split("! ")[0] + ("!" if "! " in answer else "")),), always_trained=index < 4)
+    return Draft(
+        f"talk/{said[index]}",
+        lambda: (Turn(said[index], answer, answer.split("! ")[0] + ("!" if "! " in answer else "")),),
+        always_trained=index < 4,
+    )
 
 
 def dialogue(dice: Dice) -> Draft[Turns]:
@@ -39,8 +77,6 @@ def _feeling(dice: Dice) -> Draft[Turns]:
         if dice.chance(0.4):
             return (Turn(f"I am {feeling} because {reason}.", answer, answer.split(". ")[0].rstrip(".!") + "."),)
         why = dice.pick((f"Why are you {feeling}?", f"You are {feeling}? Tell me why.", "What happened?"))
-        if feeling in ("happy", "proud"):
-            why = f"How nice! {dice.pick((f'Why are you {feeling}?', 'What happened?'))}"
         return (Turn(opening, why), Turn(dice.pick((f"Because {reason}.", f"{upper_first(reason)}.")), answer))
 
     return Draft(f"feeling/{opening}/{reason}/{animal if animal in answer else ''}", write)
@@ -59,20 +95,50 @@ def _weather(dice: Dice) -> Draft[Turns]:
 def _remembered(dice: Dice) -> Draft[Turns]:
     """Something said in one turn and asked for in a later one."""
     name = dice.pick(SHE_NAMES + HE_NAMES)
-    colour, animal, pet = dice.pick(GROUPS["colours"]), dice.pick(GROUPS["animals"]), dice.pick(GROUPS["names for a cat"] + GROUPS["names for a dog"])
+    colour, animal, pet = (
+        dice.pick(GROUPS["colours"]),
+        dice.pick(GROUPS["animals"]),
+        dice.pick(GROUPS["names for a cat"] + GROUPS["names for a dog"]),
+    )
     number = dice.between(2, 99)
     kind = dice.pick(("name", "name", "colour", "number", "pet", "animal"))
     said, answer, asked, recalled, detail = {
-        "name": (dice.pick((f"My name is {name}.", f"I am {name}.", f"Hello, I am {name}.", f"Hi, my name is {name}.")), dice.pick((f"Nice to meet you, {name}!", f"Hello, {name}! It is nice to meet you.")),
-                 dice.pick(("What is my name?", "Do you remember my name?", "Who am I?")), f"Your name is {name}.", name),
-        "colour": (f"My favourite colour is {colour}.", f"{upper_first(colour)} is a lovely colour.", dice.pick(("What is my favourite colour?", "Which colour do I like?")),
-                   f"Your favourite colour is {colour}.", colour),
-        "number": (dice.pick((f"Remember the number {number}.", f"My lucky number is {number}. Please remember it.")), f"I will remember {number}.", dice.pick(("Which number was it?", "What was the number?")),
-                   f"The number was {number}.", str(number)),
-        "pet": (f"I have {a(animal)} called {pet}.", f"{pet} is a good name for {a(animal)}.", dice.pick((f"What is my {animal} called?", f"What is the name of my {animal}?")),
-                f"Your {animal} is called {pet}.", f"{animal}/{pet}"),
-        "animal": (f"I like {plural(animal)}.", f"I like {plural(animal)} too.", "Which animal do I like?", f"You like {plural(animal)}.", animal),
-    }[kind]  # fmt: skip
+        "name": (
+            dice.pick((f"My name is {name}.", f"I am {name}.", f"Hello, I am {name}.", f"Hi, my name is {name}.")),
+            dice.pick((f"Nice to meet you, {name}!", f"Hello, {name}! It is nice to meet you.")),
+            dice.pick(("What is my name?", "Do you remember my name?", "Who am I?")),
+            f"Your name is {name}.",
+            name,
+        ),
+        "colour": (
+            f"My favourite colour is {colour}.",
+            f"{upper_first(colour)} is a lovely colour.",
+            dice.pick(("What is my favourite colour?", "Which colour do I like?")),
+            f"Your favourite colour is {colour}.",
+            colour,
+        ),
+        "number": (
+            dice.pick((f"Remember the number {number}.", f"My lucky number is {number}. Please remember it.")),
+            f"I will remember {number}.",
+            dice.pick(("Which number was it?", "What was the number?")),
+            f"The number was {number}.",
+            str(number),
+        ),
+        "pet": (
+            f"I have {a(animal)} called {pet}.",
+            f"{pet} is a good name for {a(animal)}.",
+            dice.pick((f"What is my {animal} called?", f"What is the name of my {animal}?")),
+            f"Your {animal} is called {pet}.",
+            f"{animal}/{pet}",
+        ),
+        "animal": (
+            f"I like {plural(animal)}.",
+            f"I like {plural(animal)} too.",
+            "Which animal do I like?",
+            f"You like {plural(animal)}.",
+            animal,
+        ),
+    }[kind]
     between = small_talk(dice) if dice.chance(0.3) else None
 
     def write() -> Turns:
@@ -90,11 +156,32 @@ def _lost(dice: Dice) -> Draft[Turns]:
 
     def write() -> Turns:
         turns = [
-            Turn(dice.pick((f"I have lost my {thing}.", f"I cannot find my {thing}.", f"My {thing} is gone.")), dice.pick((f"I am sorry. Where did you have your {thing} last?", f"Oh dear! Where did you see your {thing} last?"))),
-            Turn(dice.pick((f"{upper_first(at)}.", f"I think it was {at}.", f"I was {at}.")), dice.pick((f"Then go back to the {place} and look {spot}.", f"Did you look {spot}? Things often lie there.", f"Then look {spot} first, and ask the people there."))),
-        ]  # fmt: skip
+            Turn(
+                dice.pick((f"I have lost my {thing}.", f"I cannot find my {thing}.", f"My {thing} is gone.")),
+                dice.pick(
+                    (f"I am sorry. Where did you have your {thing} last?", f"Oh dear! Where did you see your {thing} last?")
+                ),
+            ),
+            Turn(
+                dice.pick((f"{upper_first(at)}.", f"I think it was {at}.", f"I was {at}.")),
+                dice.pick(
+                    (
+                        f"Then go back to the {place} and look {spot}.",
+                        f"Did you look {spot}? Things often lie there.",
+                        f"Then look {spot} first, and ask the people there.",
+                    )
+                ),
+            ),
+        ]
         if dice.chance(0.5):
-            turns.append(Turn(dice.pick((f"I found my {thing}!", f"There it was, {spot}!", "I found it, thank you!")), dice.pick((f"Wonderful! I am glad that you have your {thing} back.", "That is good news! Take good care of it."))))
+            turns.append(
+                Turn(
+                    dice.pick((f"I found my {thing}!", f"There it was, {spot}!", "I found it, thank you!")),
+                    dice.pick(
+                        (f"Wonderful! I am glad that you have your {thing} back.", "That is good news! Take good care of it.")
+                    ),
+                )
+            )
         return tuple(turns)
 
     return Draft(f"lost/{thing}/{place}", write)
@@ -108,12 +195,36 @@ def _shop(dice: Dice) -> Draft[Turns]:
 
     def write() -> Turns:
         turns = [
-            Turn(dice.pick(("Let us play shop.", "Let us play shop. You sell fruit and vegetables.", "Can we play shop?", "You are the shopkeeper.")), dice.pick(("Good day, and welcome to my shop! What would you like?", "Welcome to my shop! What can I give you?"))),
+            Turn(
+                dice.pick(
+                    (
+                        "Let us play shop.",
+                        "Let us play shop. You sell fruit and vegetables.",
+                        "Can we play shop?",
+                        "You are the shopkeeper.",
+                    )
+                ),
+                dice.pick(("Good day, and welcome to my shop! What would you like?", "Welcome to my shop! What can I give you?")),
+            ),
             Turn(dice.pick((f"How much is {a(item)}?", f"What does {a(item)} cost?")), f"{upper_first(a(item))} costs {coins}."),
-            Turn(dice.pick((f"I would like {count} {plural(item)}, please.", f"Give me {count} {plural(item)}, please.", f"{count} {plural(item)}, please.")), f"Here are {count} {plural(item)}. That is {total} coins, please."),
-        ]  # fmt: skip
+            Turn(
+                dice.pick(
+                    (
+                        f"I would like {count} {plural(item)}, please.",
+                        f"Give me {count} {plural(item)}, please.",
+                        f"{count} {plural(item)}, please.",
+                    )
+                ),
+                f"Here are {count} {plural(item)}. That is {total} coins, please.",
+            ),
+        ]
         if dice.chance(0.5):
-            turns.append(Turn(f"Here are {paid} coins.", f"Thank you! {paid} minus {total} is {paid - total}, so you get {paid - total} back."))
+            turns.append(
+                Turn(
+                    f"Here are {paid} coins.",
+                    f"Thank you! {paid} minus {total} is {paid - total}, so you get {paid - total} back.",
+                )
+            )
         return tuple(turns)
 
     return Draft(f"shop/{item}/{count}/{price}", write)
@@ -124,13 +235,23 @@ def _wish(dice: Dice) -> Draft[Turns]:
     first, second, third = dice.sample(GROUPS[group], 3, shuffle=0.8)
     question = dice.pick(asked)
     if group.startswith("names"):
-        answer = dice.pick((f"You could call it {first}, or {second}.", f"How about {first}?", f"{first} would be a good name, or {second}."))
+        answer = dice.pick(
+            (f"You could call it {first}, or {second}.", f"How about {first}?", f"{first} would be a good name, or {second}.")
+        )
+    elif group in _NAMED_WITH:
+        first, second = (_NAMED_WITH[group](item) for item in (first, second))
+        answer = dice.pick(
+            (f"How about {first}? Or perhaps {second}.", f"Perhaps {first}, or {second}.", f"I would say {first}.")
+        )
     elif group == "things to do on a rainy day":
         answer = dice.pick((f"You could {first}, or {second}.", f"How about this: {first}, and then {second}."))
     elif group == "things to pack for a trip":
-        answer = f"Take {a(first) if not first.endswith('s') else first}, {a(second) if not second.endswith('s') else second} and {a(third) if not third.endswith('s') else third}."
+        taken = [item if item.endswith("s") else a(item) for item in (first, second, third)]
+        answer = f"Take {enumerated(taken)}."
     else:
-        answer = dice.pick((f"How about {first}? Or perhaps {second}.", f"Perhaps {first}, or {second}.", f"I would say {first}."))
+        answer = dice.pick(
+            (f"How about {first}? Or perhaps {second}.", f"Perhaps {first}, or {second}.", f"I would say {first}.")
+        )
     return Draft(f"wish/{question}/{answer}", lambda: (Turn(question, answer),))
 
 
@@ -140,13 +261,20 @@ def _liking(dice: Dice) -> Draft[Turns]:
     said = dice.pick((f"I like {hobby}.", f"My hobby is {hobby}.", f"I love {hobby}.", f"I enjoy {hobby} with my friend {name}."))
 
     def write() -> Turns:
-        answer = dice.pick((f"{upper_first(hobby)} is a fine thing to do. When did you start?", f"How nice! Do you do it alone, or with friends?", f"{upper_first(hobby)} is a good hobby. What do you like about it?"))
+        answer = dice.pick(
+            (
+                f"{upper_first(hobby)} is a fine thing to do. When did you start?",
+                "How nice! Do you do it alone, or with friends?",
+                f"{upper_first(hobby)} is a good hobby. What do you like about it?",
+            )
+        )
         turns = [Turn(said, answer)]
         if dice.chance(0.6):
             reply, back = {
-                "start": ("Last year.", f"Then you have had a year of {hobby}. That is a good start."), "alone": ("With friends.", "That is even better. Things are more fun with friends."),
+                "start": ("Last year.", f"Then you have had a year of {hobby}. That is a good start."),
+                "alone": ("With friends.", "That is even better. Things are more fun with friends."),
                 "about": ("It is quiet.", "A quiet hour is worth a lot."),
-            }["start" if "start" in answer else "alone" if "alone" in answer else "about"]  # fmt: skip
+            }["start" if "start" in answer else "alone" if "alone" in answer else "about"]
             turns.append(Turn(reply, back))
         if dice.chance(0.25):
             turns.append(Turn("What else could I do?", f"You could also {other}."))

@@ -1,107 +1,287 @@
-"""What HetServe is, how one runs it, and what it promises (README.md)."""
+"""What HetServe is, what it promises, and what it cannot do yet (README.md)."""
 
 from __future__ import annotations
 
 from examples.demo_model.corpus.hetserve.fact import Fact
 
 FACTS = (
-    Fact("hetserve", "HetServe",
-         ("What does HetServe do?", "What is HetServe for?", "Tell me what HetServe is.", "Describe HetServe in a sentence."),
-         ("HetServe serves language models on mixed GPUs: it reads prompts on one pool and writes tokens on another.",
-          "HetServe is LLM serving for the GPUs that you happen to own. It runs prefill and decode on separate pools of Ray actors and streams KV caches between them.",
-          "HetServe serves large language models. It runs prefill and decode on separate pools, sends the KV cache from one to the other, and speaks the OpenAI API.")),
-    Fact("name", "",
-         ("What does the name HetServe mean?", "Why is it called HetServe?", "What does Het in HetServe stand for?", "Where does the name HetServe come from?", "What does the het mean?"),
-         ("Het stands for heterogeneous: HetServe serves models on GPUs of different kinds.",
-          "The name comes from heterogeneous serving. The GPUs need not be alike.")),
-    Fact("why separate", "disaggregation",
-         ("Why are prefill and decode separate?", "Why does HetServe split prefill and decode?", "Why use separate pools?", "Why not run prefill and decode on the same GPU?",
-          "What is the point of separate pools?", "Why are there two pools?"),
-         ("Reading a prompt is bound by arithmetic and writing tokens by memory bandwidth, so each runs on the hardware that suits it.",
-          "Prefill needs arithmetic, and decode needs memory bandwidth. In separate pools each can use the kind of accelerator that suits it, and long prompts do not slow down running answers.",
-          "Because the two are limited by different things. Prefill is bound by arithmetic, decode by memory bandwidth, so HetServe gives each its own pool.")),
-    Fact("what it buys", "",
-         ("What does disaggregation buy?", "What do I gain from separate pools?", "What is better when prefill and decode are apart?", "Is disaggregation worth it?", "What are the benefits of disaggregation?"),
-         ("It buys a steady stream: long prompts do not interrupt the tokens of others.",
-          "It buys steadier gaps between tokens, because no long prompt gets in the way of decoding. Which layout is right depends on the targets and the hardware.")),
-    Fact("who uses which gpu", "",
-         ("Which GPUs can I use?", "Which GPUs does HetServe need?", "Can I mix different GPUs?", "Does HetServe work with different GPUs?", "What hardware does HetServe use?",
-          "Can prefill and decode run on different cards?"),
-         ("You can mix GPUs: each pool names the accelerator it wants, such as H100 for prefill and L40S for decode.",
-          "Any mix that you have. Each pool names its accelerator, for example H100 for prompts and L40S or A10G for tokens.")),
-    Fact("without gpu", "",
-         ("Does it run without a GPU?", "Can I run HetServe without a GPU?", "Do I need a GPU?", "Does HetServe work on a CPU?", "Can it run on my laptop?"),
-         ("Yes, everything also runs without a GPU.", "Yes. Everything runs on CPUs too, only slower.", "You do not need a GPU. HetServe also runs on CPUs, and this demo does.")),
-    Fact("gpu tested", "",
-         ("Has HetServe run on a GPU?", "Was it tested on GPUs?", "Is HetServe tested on CUDA?", "How fast is it on a GPU?", "Are there GPU benchmarks?"),
-         ("No, it is written for GPUs, but its documentation has no results from one yet.",
-          "Not yet, by its documentation. The code for GPUs is written, and the measured figures are from CPUs.")),
-    Fact("models", "",
-         ("Which models can it run?", "What models does HetServe support?", "Which models does HetServe serve?", "Can it run Llama?", "What kinds of models run?", "Does it run Qwen and Gemma?"),
-         ("It runs decoders from transformers, such as Llama, Qwen, Mistral, Gemma and gpt-oss.",
-          "Any transformers decoder that goes through the library's attention interface, such as Llama, Qwen, Mistral, Gemma, Phi and Mixtral. Models that it cannot run exactly are refused by name.")),
-    Fact("refused models", "",
-         ("Which models are refused?", "What models does HetServe not run?", "Can it run Mamba?", "Which models do not work?", "Why was my model refused?"),
-         ("Models that keep state outside attention, such as Mamba, are refused by name.",
-          "It refuses what it could not compute exactly, such as Mamba or RWKV, which keep state outside attention. The error names the reason.")),
-    Fact("api", "",
-         ("Which API does HetServe speak?", "What API does it have?", "Is it compatible with OpenAI?", "Can I use the OpenAI client?", "How do clients talk to HetServe?", "Which clients work?"),
-         ("It speaks the OpenAI API, so any OpenAI client works.", "HetServe speaks the OpenAI API. Point any OpenAI client at the gateway, by default on port 8000.")),
-    Fact("start", "",
-         ("How do I start a cluster?", "How do I start HetServe?", "How do I run HetServe?", "How can I serve a model?", "What command starts a cluster?", "How do I serve Llama?"),
-         ("Run hetserve serve with a model, for example: hetserve serve my-model --prefill 1 --decode 2.",
-          "Use the command hetserve serve. It takes a model and the number of instances, or a file: hetserve serve --config cluster.yaml.")),
-    Fact("demo", "",
-         ("What does the demo do?", "What is make demo?", "What does make demo show?", "What is hetserve demo?", "How do I try HetServe?", "What is the quickest way to try it?"),
-         ("The demo starts a local cluster, streams prompts through it and shows where each was served.",
-          "Run make demo. It sets everything up, starts a small cluster on this machine, streams prompts through it, and shows where each was served.")),
-    Fact("bench", "",
-         ("What does hetserve bench do?", "How do I measure goodput?", "How do I benchmark HetServe?", "How can I measure latency?", "Is there a load generator?"),
-         ("It sends requests to an OpenAI server and reports goodput, TTFT, TPOT and ITL.",
-          "Use hetserve bench. It sends requests at random or recorded times to an OpenAI server and reports goodput and latencies.")),
-    Fact("status", "",
-         ("What does hetserve status show?", "How do I see the workers?", "How can I see which instances run?", "How do I watch the cluster?", "Which command shows the instances?"),
-         ("It shows who is there, how busy they are, and in which incarnation.", "hetserve status shows every instance live: its role, how busy it is, and its incarnation.")),
-    Fact("check", "",
-         ("What does hetserve check do?", "How do I check a cluster file?", "How can I validate my configuration?", "Is my YAML file right?", "Which command validates a cluster file?"),
-         ("It validates a cluster file and prints what it resolves to.", "hetserve check reads a cluster file, names any wrong key, and prints what the file resolves to.")),
-    Fact("make-model", "",
-         ("What does hetserve make-model do?", "How do I make a random model?", "Where do I get a test model?", "How can I make a toy model?", "What is make-model?"),
-         ("It makes a model folder with random weights, of a named architecture and size.", "hetserve make-model writes a model folder with random weights and a tokenizer, which is good for tests.")),
-    Fact("config", "",
-         ("What is in cluster.yaml?", "What does a cluster file say?", "How do I configure HetServe?", "What is a cluster file?", "What happens with unknown keys in the configuration?"),
-         ("It names the model, the pools, the gateway and the router; unknown keys are errors.",
-          "A cluster file names the model, its pools with their roles and accelerators, the gateway and the router. An unknown key is an error that names its path.")),
-    Fact("install", "",
-         ("How do I install HetServe?", "What do I need to install?", "How is HetServe installed?", "What does pip install?", "What does HetServe need to run?"),
-         ("In a checkout, run pip install '.[server]'.", "Run pip install '.[server]' in a checkout. Without the server extra you get only the client.")),
-    Fact("python", "",
-         ("Which Python does HetServe need?", "What are the requirements?", "Does it run on Linux?", "Which operating system does it need?", "Which Python version do I need?"),
-         ("It needs Linux and Python 3.11 or newer.", "HetServe needs Linux, Python 3.11 or newer, make and a C++ compiler.")),
-    Fact("client", "",
-         ("Is there a Python client?", "How do I call HetServe from Python?", "What does the client need?", "What is the HetServe client?", "How do I use the client?"),
-         ("Yes: from hetserve import Client, which needs httpx for the HTTP.", "There is a Client in the hetserve package. It streams chats and completions, and needs neither torch nor Ray.")),
-    Fact("exact", "",
-         ("How are the tokens exact?", "Are the tokens exact?", "What does exact mean in HetServe?", "How exact is HetServe?", "Are the answers the same as with transformers?", "Is the output right?"),
-         ("In fp32, greedy tokens equal those of transformers.generate through the whole path.",
-          "Exact means that greedy tokens in fp32 equal those of transformers.generate, through HTTP, prefill, KV transfer and decode. Tests hold it.")),
-    Fact("licence", "",
-         ("What licence does HetServe have?", "Is HetServe open source?", "Under which licence is it?", "Which license does HetServe use?", "May I use HetServe at work?"),
-         ("HetServe is licensed under Apache-2.0.", "It is open source under the Apache-2.0 licence.")),
-    Fact("not built", "",
-         ("What is not built yet?", "What can HetServe not do yet?", "What is missing in HetServe?", "What are the limits of HetServe?", "Does it have tensor parallelism?", "Does HetServe support tools?"),
-         ("Not built yet are, among others, tensor and pipeline parallelism, KV over NCCL, and several gateways.",
-          "Tensor and pipeline parallelism, KV over NCCL, the planner, several gateways, and tools are not built yet. Asking for something that is not there is an error that names it.")),
-    Fact("this model", "",
-         ("Which model is this?", "How were you trained?", "How large are you?", "What are you trained on?", "How many parameters do you have?", "What kind of model are you?"),
-         ("I am a small Llama-style model with about six million parameters, trained on text that HetServe generates itself.",
-          "I am the demo model of HetServe: about six million parameters, trained on a CPU with generated stories, sums, lists and facts about HetServe.")),
-    Fact("what do you know", "",
-         ("What do you know?", "What can you do?", "What can I ask you?", "What are you good at?", "Help.", "What do you know about?", "What should I ask you?"),
-         ("I can tell stories, add small numbers, count, make lists and JSON, and answer questions about HetServe.",
-          "I can tell short stories, do small sums, count, make lists and JSON objects, and explain HetServe. Ask me what prefill is, for example.")),
-    Fact("where am i", "",
-         ("Where was this token made?", "Where do you run?", "Who writes your tokens?", "Which machine answers me?", "How was this answer made?"),
-         ("A prefill instance read your prompt and drew my first token; a decode instance wrote the others.",
-          "Your prompt was read by a prefill instance. Its KV cache went to a decode instance, which writes these words one token at a time.")),
-)  # fmt: skip
+    Fact(
+        "hetserve",
+        "HetServe",
+        ("What does HetServe do?", "What is HetServe for?", "Tell me what HetServe is.", "Describe HetServe in a sentence."),
+        (
+            "HetServe serves language models on mixed GPUs: it reads prompts on one pool and writes tokens on another.",
+            (
+                "HetServe is LLM serving for the GPUs that you happen to own. It runs prefill and decode on separate pools of "
+                "Ray actors and streams KV caches between them."
+            ),
+            (
+                "HetServe serves large language models. It runs prefill and decode on separate pools, sends the KV cache from "
+                "one to the other, and speaks the OpenAI API."
+            ),
+        ),
+    ),
+    Fact(
+        "name",
+        "",
+        (
+            "What does the name HetServe mean?",
+            "Why is it called HetServe?",
+            "What does Het in HetServe stand for?",
+            "Where does the name HetServe come from?",
+            "What does the het mean?",
+        ),
+        (
+            "Het stands for heterogeneous: HetServe serves models on GPUs of different kinds.",
+            "The name comes from heterogeneous serving. The GPUs need not be alike.",
+        ),
+    ),
+    Fact(
+        "disaggregation",
+        "disaggregation",
+        (
+            "What does disaggregated mean?",
+            "What is disaggregated serving?",
+            "How does disaggregated serving work?",
+            "What does it mean to disaggregate prefill and decode?",
+        ),
+        (
+            "Disaggregation means that prefill and decode run on separate instances.",
+            (
+                "Disaggregation means that one instance reads the prompt and another writes the answer. The KV cache is sent "
+                "from the first to the second."
+            ),
+        ),
+    ),
+    Fact(
+        "why separate",
+        "",
+        (
+            "Why are prefill and decode separate?",
+            "Why does HetServe split prefill and decode?",
+            "Why use separate pools?",
+            "Why not run prefill and decode on the same GPU?",
+            "What is the point of separate pools?",
+            "Why are there two pools?",
+        ),
+        (
+            (
+                "Reading a prompt is bound by arithmetic and writing tokens by memory bandwidth, so each runs on the hardware "
+                "that suits it."
+            ),
+            (
+                "Prefill needs arithmetic, and decode needs memory bandwidth. In separate pools each can use the kind of "
+                "accelerator that suits it, and long prompts do not slow down running answers."
+            ),
+            (
+                "The two are limited by different things. Prefill is bound by arithmetic, decode by memory bandwidth, so "
+                "HetServe gives each its own pool."
+            ),
+        ),
+    ),
+    Fact(
+        "what it buys",
+        "",
+        (
+            "What does disaggregation buy?",
+            "What do I gain from separate pools?",
+            "What is better when prefill and decode are apart?",
+            "Is disaggregation worth it?",
+            "What are the benefits of disaggregation?",
+        ),
+        (
+            "It buys a steady stream: long prompts do not interrupt the tokens of others.",
+            (
+                "It buys steadier gaps between tokens, because no long prompt gets in the way of decoding. Which layout is "
+                "right depends on the targets and the hardware."
+            ),
+        ),
+    ),
+    Fact(
+        "who uses which gpu",
+        "",
+        (
+            "Which GPUs can I use?",
+            "Which GPUs does HetServe need?",
+            "Can I mix different GPUs?",
+            "Does HetServe work with different GPUs?",
+            "What hardware does HetServe use?",
+            "Can prefill and decode run on different cards?",
+        ),
+        (
+            "You can mix GPUs: each pool names the accelerator it wants, such as H100 for prefill and L40S for decode.",
+            "Any mix that you have. Each pool names its accelerator, for example H100 for prompts and L40S or A10G for tokens.",
+        ),
+    ),
+    Fact(
+        "without gpu",
+        "",
+        (
+            "Does it run without a GPU?",
+            "Can I run HetServe without a GPU?",
+            "Do I need a GPU?",
+            "Does HetServe work on a CPU?",
+            "Can it run on my laptop?",
+        ),
+        ("Everything also runs without a GPU, on CPUs.", "No GPU is needed. HetServe also runs on CPUs, only slower."),
+    ),
+    Fact(
+        "gpu tested",
+        "",
+        (
+            "Has HetServe run on a GPU?",
+            "Was it tested on GPUs?",
+            "Is HetServe tested on CUDA?",
+            "How fast is it on a GPU?",
+            "Are there GPU benchmarks?",
+        ),
+        (
+            "HetServe is written for GPUs, but its documentation has no results from one yet.",
+            "The code for GPUs is written, but the measured figures in the documentation are from CPUs.",
+        ),
+    ),
+    Fact(
+        "models",
+        "",
+        (
+            "Which models can it run?",
+            "What models does HetServe support?",
+            "Which models does HetServe serve?",
+            "Can it run Llama?",
+            "What kinds of models run?",
+            "Does it run Qwen and Gemma?",
+        ),
+        (
+            "It runs decoders from transformers, such as Llama, Qwen, Mistral, Gemma and gpt-oss.",
+            (
+                "Any transformers decoder that goes through the library's attention interface, such as Llama, Qwen, Mistral, "
+                "Gemma, Phi and Mixtral. Models that it cannot run exactly are refused by name."
+            ),
+        ),
+    ),
+    Fact(
+        "refused models",
+        "",
+        (
+            "Which models are refused?",
+            "What models does HetServe not run?",
+            "Can it run Mamba?",
+            "Which models do not work?",
+            "Why was my model refused?",
+        ),
+        (
+            "Models that keep state outside attention, such as Mamba, are refused by name.",
+            (
+                "It refuses what it could not compute exactly, such as Mamba or RWKV, which keep state outside attention. The "
+                "error names the reason."
+            ),
+        ),
+    ),
+    Fact(
+        "exact",
+        "",
+        (
+            "How are the tokens exact?",
+            "Are the tokens exact?",
+            "What does exact mean in HetServe?",
+            "How exact is HetServe?",
+            "Are the answers the same as with transformers?",
+            "Is the output right?",
+        ),
+        (
+            "In fp32, greedy tokens equal those of transformers.generate through the whole path.",
+            (
+                "Exact means that greedy tokens in fp32 equal those of transformers.generate, through HTTP, prefill, KV "
+                "transfer and decode. Tests hold it."
+            ),
+        ),
+    ),
+    Fact(
+        "licence",
+        "",
+        (
+            "What licence does HetServe have?",
+            "Is HetServe open source?",
+            "Under which licence is it?",
+            "Which license does HetServe use?",
+            "May I use HetServe at work?",
+        ),
+        ("HetServe is licensed under Apache-2.0.", "It is open source under the Apache-2.0 licence."),
+    ),
+    Fact(
+        "not built",
+        "",
+        (
+            "What is not built yet?",
+            "What can HetServe not do yet?",
+            "What is missing in HetServe?",
+            "What are the limits of HetServe?",
+            "Does it have tensor parallelism?",
+            "Does HetServe support tools?",
+        ),
+        (
+            "Not built yet are, among others, tensor and pipeline parallelism, KV over NCCL, and several gateways.",
+            (
+                "Tensor and pipeline parallelism, KV over NCCL, the planner, several gateways, and tools are not built yet. "
+                "Asking for something that is not there is an error that names it."
+            ),
+        ),
+    ),
+    Fact(
+        "this model",
+        "",
+        (
+            "Which model is this?",
+            "How were you trained?",
+            "How large are you?",
+            "What are you trained on?",
+            "How many parameters do you have?",
+            "What kind of model are you?",
+        ),
+        (
+            "I am a small Llama-style model with about six million parameters, trained on text that HetServe generates itself.",
+            (
+                "I am the demo model of HetServe: about six million parameters, trained on a CPU with generated stories, sums, "
+                "lists and facts about HetServe."
+            ),
+        ),
+    ),
+    Fact(
+        "what do you know",
+        "",
+        (
+            "What do you know?",
+            "What can you do?",
+            "What can I ask you?",
+            "What are you good at?",
+            "Help.",
+            "What do you know about?",
+            "What should I ask you?",
+        ),
+        (
+            "I can tell stories, add small numbers, count, make lists and JSON, and answer questions about HetServe.",
+            (
+                "I can tell short stories, do small sums, count, make lists and JSON objects, and explain HetServe. Ask me "
+                "what prefill is, for example."
+            ),
+        ),
+    ),
+    Fact(
+        "where am i",
+        "",
+        (
+            "Where was this token made?",
+            "Where do you run?",
+            "Who writes your tokens?",
+            "Which machine answers me?",
+            "How was this answer made?",
+        ),
+        (
+            "A prefill instance read your prompt and drew my first token; a decode instance wrote the others.",
+            (
+                "Your prompt was read by a prefill instance. Its KV cache went to a decode instance, which writes these words "
+                "one token at a time."
+            ),
+        ),
+    ),
+)

@@ -1,93 +1,282 @@
-"""Who does what in a cluster, and what happens when one of them dies (docs/architecture.md, ADR 1, 7, 11)."""
+"""Who does what in a cluster (docs/architecture.md, ADR 1 and 11)."""
 
 from __future__ import annotations
 
 from examples.demo_model.corpus.hetserve.fact import Fact
 
 FACTS = (
-    Fact("worker dies", "",
-         ("What happens when a worker dies?", "What happens if a worker dies?", "What if an instance fails?", "What happens when a decode instance dies?", "How does HetServe handle failures?",
-          "What if a GPU fails in the middle of an answer?", "What happens to my answer when a worker dies?"),
-         ("The gateway starts a new attempt elsewhere from the tokens already sent, and the answer goes on.",
-          "The gateway notices the silence and starts a new attempt on another worker, from the prompt and the tokens already delivered. Nothing is sent twice, and a replacement starts by itself.",
-          "A dead worker costs a retry. The request goes on elsewhere from what the client has already seen, with the same tokens, and nothing is sent twice.")),
-    Fact("same after death", "",
-         ("Is the answer the same after a failure?", "Do the tokens change when a worker dies?", "Why is the answer the same after a death?", "Can a failure change the answer?", "How does it draw the same tokens again?"),
-         ("Yes, draws are keyed by seed and position, so a new attempt draws the same tokens.", "The answer stays the same. Draws depend on the seed and the position only, so the new attempt draws what the old one would have drawn.")),
-    Fact("gateway dies", "",
-         ("What happens when the gateway dies?", "What if the gateway fails?", "Is the gateway a single point of failure?", "What happens to streams when the gateway dies?", "Can there be several gateways?"),
-         ("When the gateway dies, its streams end, and workers stop working for it within a lease.", "The streams of that gateway end, because the journal is there. Workers free what they held for it within a lease. Several gateways are not built yet.")),
-    Fact("prefill dies", "",
-         ("What happens when a prefill instance dies?", "What if prefill fails?", "What if the prefill worker dies during the transfer?", "What happens to a prompt when its worker dies?", "Who reads the prompt when prefill dies?"),
-         ("The gateway sends the request to another prefill instance as a new attempt.", "A new attempt starts on another prefill instance. Decode drops the KV that was not complete, because only a whole transfer may run.")),
-    Fact("noticed", "",
-         ("How is a dead worker noticed?", "How does the gateway notice a death?", "How fast is a dead worker noticed?", "What is a heartbeat?", "What are heartbeats for?"),
-         ("By its heartbeats: a worker that is silent for a second and a half is dead to the gateway.", "Workers send a heartbeat five times a second. One that is silent for a second and a half counts as dead.")),
-    Fact("stuck", "a stuck worker",
-         ("When is a worker stuck?", "What does stuck mean?", "What happens to a worker that hangs?", "What if a worker hangs?", "Is a long step a death?"),
-         ("A stuck worker still beats but makes no progress; its work moves elsewhere and it is replaced.", "A worker is stuck when its heart beats but its work shows no sign of life for three seconds. Its work moves elsewhere, and the controller replaces it.")),
-    Fact("replacement", "",
-         ("Who replaces a dead worker?", "How is a dead instance replaced?", "Does a dead worker come back?", "Who starts a new worker?", "Does Ray restart workers?"),
-         ("The controller starts a replacement with a higher incarnation.", "Ray tells the controller, and the controller starts a replacement with a higher incarnation. Messages of the old one are refused from then on.")),
-    Fact("incarnation", "an incarnation",
-         ("What are incarnations?", "What does incarnation mean?", "Why do instances have incarnations?", "What is an incarnation number?"),
-         ("An incarnation is the number of lives of an instance; each replacement has a higher one.", "An incarnation counts the lives of an instance. A replacement has a higher one, and messages of the old one are refused.")),
-    Fact("router", "the router",
-         ("What does the router do?", "How does the router choose?", "Who decides where a request goes?", "How are requests routed?", "What does the router know?"),
-         ("The router decides which prefill and which decode instance serve a request.", "The router chooses a prefill and a decode instance for each request, from what their heartbeats say. It does no I/O: it only decides.")),
-    Fact("policy", "least-ttft",
-         ("Which routing policies are there?", "What is the default policy?", "What does least-ttft do?", "How does least TTFT work?", "Is there round-robin?"),
-         ("The policy least-ttft picks the pair of instances with the shortest expected wait.", "There are two policies: least-ttft, which picks the pair with the shortest expected wait, and round-robin, which takes each in turn.")),
-    Fact("local prefill", "",
-         ("Are short prompts moved too?", "What is local_prefill_tokens?", "What happens to very short prompts?", "Can a prompt be read where it is decoded?", "Does every request use two instances?"),
-         ("Short prompts can be read where they decode, so that no KV has to move.", "With local_prefill_tokens, prompts up to that length are read on the decode instance itself. No KV has to move then.")),
-    Fact("gateway", "the gateway",
-         ("What does the gateway do?", "What is the job of the gateway?", "Who talks to the clients?", "What runs in the gateway?"),
-         ("The gateway is the HTTP door: it speaks the OpenAI API, keeps the journal and streams the tokens.", "The gateway checks requests, turns text into tokens, asks the router, keeps the journal and streams the answer to the client.")),
-    Fact("controller", "the controller",
-         ("What does the controller do?", "Who starts the instances?", "What is the job of the controller?", "Is the controller on the path of a request?"),
-         ("The controller starts, watches and replaces the actors; it is never on the path of a request.", "The controller compares the instances that should exist with those that do, and starts what is missing. Requests never pass through it.")),
-    Fact("instance", "an instance",
-         ("What are instances?", "What is a worker?", "What does an instance hold?", "What runs in an instance?"),
-         ("An instance is a worker: a Ray actor with an engine, a KV cache and a mailbox.", "An instance is a Ray actor that holds a model, an engine and a KV cache. Its role is prefill, decode or mixed.")),
-    Fact("pool", "a pool",
-         ("What are pools?", "What is in a pool?", "Which pools are there?", "What is a prefill pool?"),
-         ("A pool is a group of instances with the same role on the same kind of accelerator.", "A pool is a group of instances of one role, prefill, decode or mixed, on one kind of accelerator.")),
-    Fact("role", "a role",
-         ("Which roles are there?", "Can an instance change its role?", "What is a mixed instance?", "What does mixed mean?", "Can a prefill instance also decode?"),
-         ("A role says what an instance takes work for: prefill, decode or mixed.", "The roles are prefill, decode and mixed. Every instance can read and write, and its role can change while it runs.")),
-    Fact("ray", "Ray",
-         ("What does Ray do in HetServe?", "What is Ray's role?", "Why does HetServe use Ray?", "What is Ray for?", "Is Ray on the path of a request?", "Do tokens go through Ray?"),
-         ("Ray starts actors, places them by accelerator and tells the controller when one dies.", "Ray starts the actors, places them on the right accelerators and says when one dies. It is not on the path of a request, because messages of our own are much faster.")),
-    Fact("kuberay", "KubeRay",
-         ("Does HetServe run on Kubernetes?", "How do I deploy on Kubernetes?", "Are there Kubernetes manifests?", "Can I use KubeRay?", "What is in the deploy folder?"),
-         ("KubeRay runs Ray clusters on Kubernetes; the deploy folder has a RayCluster and a RayJob for HetServe.", "Yes, with KubeRay. The deploy folder has two manifests, a RayCluster and a RayJob, with one H100 that reads and three L40S that write.")),
-    Fact("zeromq", "ZeroMQ",
-         ("How do processes talk to each other?", "What is a mailbox?", "Why not use Ray calls?", "What carries the messages?", "How do workers and gateway communicate?"),
-         ("ZeroMQ carries our messages: every process has one mailbox, and messages go one way.", "Every process owns a mailbox on ZeroMQ and sends one-way messages. That takes tens of microseconds, while an actor call takes about a millisecond.")),
-    Fact("security", "",
-         ("Is the traffic authenticated?", "Is HetServe secure?", "Are the sockets encrypted?", "Is anything unpickled?", "Do I need an API key?"),
-         ("Every socket of HetServe between processes is authenticated, and nothing is unpickled from a wire.", "Sockets between processes are authenticated, and nothing is unpickled from a wire. To listen beyond loopback the gateway needs an API key.")),
-    Fact("drain", "draining",
-         ("What does drain mean?", "What happens when a worker drains?", "How do I stop a cluster?", "How does HetServe shut down?", "What does SIGTERM do?", "Can a drain be taken back?"),
-         ("A draining instance finishes what it has and takes no new work.", "When an instance drains, it finishes its running requests and refuses new ones, which go elsewhere. SIGTERM drains the whole cluster.")),
-    Fact("overload", "",
-         ("What happens when the cluster is full?", "What happens under overload?", "What does a 429 mean?", "When is a request refused?", "What if too many requests come?"),
-         ("When there is too much work, a request is refused with a 429 and a Retry-After.", "The router rejects what the cluster cannot take, and the client gets a 429 with a Retry-After header.")),
-    Fact("cancel", "",
-         ("What happens when a client disconnects?", "Can I cancel a request?", "What happens when I cancel?", "What happens at a deadline?", "What if the client goes away?"),
-         ("The gateway tells both workers, and they stop and free the blocks.", "When a client cancels or disconnects, the gateway tells both workers, and they free everything that was held for the request.")),
-    Fact("streaming", "streaming",
-         ("How are tokens streamed?", "How does streaming work?", "What are server-sent events?", "Do tokens come one by one?", "How do I stream an answer?"),
-         ("Tokens are sent to the client one by one as server-sent events.", "With streaming, each token is sent to the client as soon as it is there, as a server-sent event.")),
-    Fact("life of a request", "",
-         ("What happens to a request?", "What is the life of a request?", "Walk me through a request.", "How does a request travel?", "How does a request pass through HetServe?"),
-         ("The gateway takes it, the router picks two instances, prefill reads the prompt, the KV moves, and decode writes the answer.",
-          "The gateway takes the request and the router picks a prefill and a decode instance. Prefill reads the prompt and draws the first token, the KV moves over, and decode writes the rest.")),
-    Fact("engine loop", "",
-         ("Why is there one thread per engine?", "Which thread owns the engine?", "Does the engine need locks?", "What does the engine loop do?", "How many threads does an instance have?"),
-         ("One thread owns the engine and all attempts, so that no locks are needed.", "One thread owns the engine: it reads mail, launches steps and sends. The device has a thread of its own, so a long step blocks nobody's mail.")),
-    Fact("tested", "",
-         ("How is HetServe tested?", "What do the tests show?", "Is HetServe well tested?", "How do you know that it works?", "What is tested in virtual time?"),
-         ("Tests compare its tokens with transformers.generate and kill workers under load.", "Its tokens are compared with transformers.generate, whole clusters run in virtual time with lost messages, and real workers are killed under load.")),
-)  # fmt: skip
+    Fact(
+        "router",
+        "the router",
+        (
+            "What does the router do?",
+            "How does the router choose?",
+            "Who decides where a request goes?",
+            "How are requests routed?",
+            "What does the router know?",
+        ),
+        (
+            "The router decides which prefill and which decode instance serve a request.",
+            (
+                "The router chooses a prefill and a decode instance for each request, from what their heartbeats say. It does "
+                "no I/O: it only decides."
+            ),
+        ),
+    ),
+    Fact(
+        "policy",
+        "least-ttft",
+        (
+            "Which routing policies are there?",
+            "What is the default policy?",
+            "What does least-ttft do?",
+            "How does least TTFT work?",
+            "Is there round-robin?",
+        ),
+        (
+            "The policy least-ttft picks the pair of instances with the shortest expected wait.",
+            (
+                "There are two policies: least-ttft, which picks the pair with the shortest expected wait, and round-robin, "
+                "which takes each in turn."
+            ),
+        ),
+    ),
+    Fact(
+        "local prefill",
+        "",
+        (
+            "Are short prompts moved too?",
+            "What is local_prefill_tokens?",
+            "What happens to very short prompts?",
+            "Can a prompt be read where it is decoded?",
+            "Does every request use two instances?",
+        ),
+        (
+            "Short prompts can be read where they decode, so that no KV has to move.",
+            (
+                "With local_prefill_tokens, prompts up to that length are read on the decode instance itself. No KV has to "
+                "move then."
+            ),
+        ),
+    ),
+    Fact(
+        "gateway",
+        "the gateway",
+        (
+            "What does the gateway do?",
+            "What is the job of the gateway?",
+            "Who talks to the clients?",
+            "What runs in the gateway?",
+        ),
+        (
+            "The gateway is the HTTP door: it speaks the OpenAI API, keeps the journal and streams the tokens.",
+            (
+                "The gateway checks requests, turns text into tokens, asks the router, keeps the journal and streams the "
+                "answer to the client."
+            ),
+        ),
+    ),
+    Fact(
+        "controller",
+        "the controller",
+        (
+            "What does the controller do?",
+            "Who starts the instances?",
+            "What is the job of the controller?",
+            "Is the controller on the path of a request?",
+        ),
+        (
+            "The controller starts, watches and replaces the actors; it is never on the path of a request.",
+            (
+                "The controller compares the instances that should exist with those that do, and starts what is missing. "
+                "Requests never pass through it."
+            ),
+        ),
+    ),
+    Fact(
+        "instance",
+        "an instance",
+        ("What are instances?", "What is a worker?", "What does an instance hold?", "What runs in an instance?"),
+        (
+            "An instance is a worker: a Ray actor with an engine, a KV cache and a mailbox.",
+            "An instance is a Ray actor that holds a model, an engine and a KV cache. Its role is prefill, decode or mixed.",
+        ),
+    ),
+    Fact(
+        "pool",
+        "a pool",
+        ("What are pools?", "What is in a pool?", "Which pools are there?", "What is a prefill pool?"),
+        (
+            "A pool is a group of instances with the same role on the same kind of accelerator.",
+            "A pool is a group of instances of one role, prefill, decode or mixed, on one kind of accelerator.",
+        ),
+    ),
+    Fact(
+        "role",
+        "a role",
+        (
+            "Which roles are there?",
+            "Can an instance change its role?",
+            "What is a mixed instance?",
+            "What does mixed mean?",
+            "Can a prefill instance also decode?",
+        ),
+        (
+            "A role says what an instance takes work for: prefill, decode or mixed.",
+            "The roles are prefill, decode and mixed. Every instance can read and write, and its role can change while it runs.",
+        ),
+    ),
+    Fact(
+        "ray",
+        "Ray",
+        ("What does Ray do in HetServe?", "What is Ray's role?", "Why does HetServe use Ray?", "What is Ray for?"),
+        (
+            "Ray starts actors, places them by accelerator and tells the controller when one dies.",
+            (
+                "Ray starts the actors, places them on the right accelerators and says when one dies. It is not on the path of "
+                "a request, because messages of our own are much faster."
+            ),
+        ),
+    ),
+    Fact(
+        "ray path",
+        "",
+        (
+            "Is Ray on the path of a request?",
+            "Do tokens go through Ray?",
+            "Does a request pass through Ray?",
+            "Is Ray slow?",
+            "Why do tokens not go through Ray?",
+        ),
+        (
+            "Ray is not on the path of a request: tokens travel through mailboxes of our own.",
+            (
+                "Requests and tokens do not go through Ray. An actor call takes about a millisecond, a message of ours tens of "
+                "microseconds."
+            ),
+        ),
+    ),
+    Fact(
+        "several gateways",
+        "",
+        (
+            "Can there be several gateways?",
+            "How many gateways are there?",
+            "Can I run two gateways?",
+            "Is there more than one gateway?",
+            "Does HetServe scale to many gateways?",
+        ),
+        (
+            "There is one gateway in a cluster; several are not built yet.",
+            "A cluster has one gateway so far. Several gateways are not built yet.",
+        ),
+    ),
+    Fact(
+        "kuberay",
+        "KubeRay",
+        (
+            "Does HetServe run on Kubernetes?",
+            "How do I deploy on Kubernetes?",
+            "Are there Kubernetes manifests?",
+            "Can I use KubeRay?",
+            "What is in the deploy folder?",
+        ),
+        (
+            "KubeRay runs Ray clusters on Kubernetes; the deploy folder has a RayCluster and a RayJob for HetServe.",
+            (
+                "HetServe runs on Kubernetes with KubeRay. The deploy folder has two manifests, a RayCluster and a RayJob, "
+                "with one H100 that reads and three L40S that write."
+            ),
+        ),
+    ),
+    Fact(
+        "zeromq",
+        "ZeroMQ",
+        (
+            "How do processes talk to each other?",
+            "What is a mailbox?",
+            "Why not use Ray calls?",
+            "What carries the messages?",
+            "How do workers and gateway communicate?",
+        ),
+        (
+            "ZeroMQ carries our messages: every process has one mailbox, and messages go one way.",
+            (
+                "Every process owns a mailbox on ZeroMQ and sends one-way messages. That takes tens of microseconds, while an "
+                "actor call takes about a millisecond."
+            ),
+        ),
+    ),
+    Fact(
+        "security",
+        "",
+        (
+            "Is the traffic authenticated?",
+            "Is HetServe secure?",
+            "Are the sockets encrypted?",
+            "Is anything unpickled?",
+            "Do I need an API key?",
+        ),
+        (
+            "Every socket of HetServe between processes is authenticated, and nothing is unpickled from a wire.",
+            (
+                "Sockets between processes are authenticated, and nothing is unpickled from a wire. To listen beyond loopback "
+                "the gateway needs an API key."
+            ),
+        ),
+    ),
+    Fact(
+        "streaming",
+        "streaming",
+        (
+            "How are tokens streamed?",
+            "How does streaming work?",
+            "What are server-sent events?",
+            "Do tokens come one by one?",
+            "How do I stream an answer?",
+        ),
+        (
+            "Tokens are sent to the client one by one as server-sent events.",
+            "With streaming, each token is sent to the client as soon as it is there, as a server-sent event.",
+        ),
+    ),
+    Fact(
+        "life of a request",
+        "",
+        (
+            "What happens to a request?",
+            "What is the life of a request?",
+            "Walk me through a request.",
+            "How does a request travel?",
+            "How does a request pass through HetServe?",
+        ),
+        (
+            (
+                "The gateway takes it, the router picks two instances, prefill reads the prompt, the KV moves, and decode "
+                "writes the answer."
+            ),
+            (
+                "The gateway takes the request and the router picks a prefill and a decode instance. Prefill reads the prompt "
+                "and draws the first token, the KV moves over, and decode writes the rest."
+            ),
+        ),
+    ),
+    Fact(
+        "engine loop",
+        "",
+        (
+            "Why is there one thread per engine?",
+            "Which thread owns the engine?",
+            "Does the engine need locks?",
+            "What does the engine loop do?",
+            "How many threads does an instance have?",
+        ),
+        (
+            "One thread owns the engine and all attempts, so that no locks are needed.",
+            (
+                "One thread owns the engine: it reads mail, launches steps and sends. The device has a thread of its own, so a "
+                "long step blocks nobody's mail."
+            ),
+        ),
+    ),
+)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fact:
-    """`term`: what it defines, as it is said in the middle of a question ("prefill", "a KV cache"); empty where it defines nothing.
+    """`term`: what it defines, as it is said within a question ("prefill", "a KV cache"); empty where it defines nothing.
     `asked`: further questions, the likeliest first. `answers`: the first one is a single sentence."""
 
     name: str

@@ -5,18 +5,41 @@ from __future__ import annotations
 from examples.demo_model.corpus.dice import Dice
 from examples.demo_model.corpus.document import Draft, Split, drawn
 from examples.demo_model.corpus.grammar import upper_first
-from examples.demo_model.corpus.hetserve import basics, cluster, moving, serving
+from examples.demo_model.corpus.hetserve import basics, cluster, deaths, moving, serving, tokens, using
 from examples.demo_model.corpus.hetserve.fact import Fact
 from examples.demo_model.corpus.turn import Turn
 
-GROUPS: tuple[tuple[Fact, ...], ...] = (basics.FACTS, serving.FACTS, moving.FACTS, cluster.FACTS)
+GROUPS: tuple[tuple[Fact, ...], ...] = (
+    basics.FACTS, using.FACTS, serving.FACTS, tokens.FACTS, moving.FACTS, cluster.FACTS, deaths.FACTS,
+)  # fmt: skip
 FACTS: tuple[Fact, ...] = tuple(fact for group in GROUPS for fact in group)
 _DEFINED = (
-    "What is {x}?", "What is {x}?", "Explain {x}.", "Can you explain {x}?", "Tell me about {x}.", "What is {x} in HetServe?", "Define {x}.", "Please explain {x}.",
-    "What do you know about {x}?", "Can you tell me what {x} is?", "Explain to me what {x} is.", "I do not know what {x} is.", "So what is {x}?",
-    "Explain {x} in simple words.", "What is meant by {x}?",
-)  # fmt: skip
-_NEXT = ("And what is {x}?", "And {x}?", "What about {x}?", "And what about {x}?", "How about {x}?", "Now explain {x}.", "And what does {x} mean?")
+    "What is {x}?",
+    "What is {x}?",
+    "Explain {x}.",
+    "Can you explain {x}?",
+    "Tell me about {x}.",
+    "What is {x} in HetServe?",
+    "Define {x}.",
+    "Please explain {x}.",
+    "What do you know about {x}?",
+    "Can you tell me what {x} is?",
+    "Explain to me what {x} is.",
+    "I do not know what {x} is.",
+    "So what is {x}?",
+    "Explain {x} in simple words.",
+    "What is meant by {x}?",
+)
+_NEXT = (
+    "And what is {x}?",
+    "And {x}?",
+    "What about {x}?",
+    "And what about {x}?",
+    "How about {x}?",
+    "Now explain {x}.",
+    "And what does {x} mean?",
+)
+_TEXTBOOK = (serving.FACTS, tokens.FACTS, moving.FACTS, cluster.FACTS + deaths.FACTS)
 _FIRM = 2
 """How many phrasings of a fact, the likeliest, are never held out."""
 
@@ -36,17 +59,17 @@ def several(dice: Dice, split: Split) -> tuple[Turn, ...]:
     turns = drawn(question, dice, split)
     for _ in range(dice.between(1, 3)):
         more = drawn(follow_up, dice, split)
-        if all(turn.user != more[0].user for turn in turns):
+        if all(turn.brief != more[0].brief for turn in turns):
             turns += more
     return turns
 
 
 def plain(dice: Dice) -> Draft[str]:
     """Three to five facts of one kind as a text."""
-    facts = dice.sample(dice.pick(GROUPS), dice.between(3, 5))
-    chosen = [(fact, dice.below(len(fact.answers) - 1) + 1) for fact in facts if fact.term]
-    if not chosen or dice.chance(0.3):
-        chosen = [(basics.FACTS[0], 1), *chosen]
+    known = [fact for fact in dice.pick(_TEXTBOOK) if fact.term and not fact.answers[1].startswith("It ")]
+    chosen = [(fact, 1) for fact in dice.sample(known, min(len(known), dice.between(2, 5)))]
+    if chosen[0][0] is not FACTS[0] and dice.chance(0.3):
+        chosen = [(FACTS[0], 1), *chosen]
     key = "facts/" + "/".join(f"{fact.name}:{index}" for fact, index in chosen)
     return Draft(key, lambda: " ".join(fact.answers[index] for fact, index in chosen))
 

@@ -1,10 +1,10 @@
 """Who and what a story's sentences speak of, under the short names that plots use.
 
-    {h} hero, {f} friend, {o} elder: a name ("Rusty") or "the fox"; {h.intro} "a curious fox named Rusty"; {h.ref} now the name, now
-    "the fox"; {h.full} "Rusty the fox"; {o.a} "an old owl". Who was introduced before is called by name in place of these.
-    {h.he} {h.him} {h.his} pronouns
-    {t} thing: "lantern"; {t.a} "an old lantern"; {t.one} "a lantern"; {t.use} what it is for
-    {p} place: "river"; {p.at} "by the river"; {p.to} "to the river"; {p.spot} {p.other} places to look in
+{h} hero, {f} friend, {o} elder: a name ("Rusty") or "the fox"; {h.intro} "a curious fox named Rusty"; {h.ref} now the name, now
+"the fox"; {h.full} "Rusty the fox"; {o.a} "an old owl". Who was introduced before is called by name in place of these.
+{h.he} {h.him} {h.his} pronouns
+{t} thing: "lantern"; {t.a} "an old lantern"; {t.one} "a lantern"; {t.use} what it is for
+{p} place: "river"; {p.at} "by the river"; {p.to} "to the river"; {p.spot} {p.other} places to look in
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from examples.demo_model.corpus.words.characters import (
     HE_ELDERS,
     HE_NAMES,
     HE_ONLY,
+    NAME_ENDS,
+    NAME_STARTS,
     PEOPLE,
     PET_NAMES,
     SHE_ELDERS,
@@ -147,6 +149,8 @@ def hero(dice: Dice, kind: str, *, named: bool = True, trait: str = "", name: st
     she = kind in SHE_ONLY or (kind not in HE_ONLY and dice.chance(0.5))
     if name:
         she = name in SHE_NAMES or (name not in HE_NAMES and she)
+    elif named and dice.chance(0.1):
+        name = dice.pick(NAME_STARTS) + dice.pick(NAME_ENDS)
     elif named and kind in ANIMALS:
         name = dice.pick(PET_NAMES)
     elif named:

@@ -16,7 +16,7 @@ Beat = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Plot:
-    """`fits`: categories of things, or single things, that it can turn on; all if empty. `traits`: heroes that it suits, all if empty.
+    """`fits`: categories of things, or single things, that it can turn on; `traits`: heroes that it suits; all if empty.
     `short`: the whole story in brief. `moral`: what it shows."""
 
     name: str
@@ -60,28 +60,33 @@ OPENINGS: Beat = (
     "This is the story of {h.intro} who lived near the {p}.",
 )
 CLOSINGS: Beat = (
-    "", "", "", "", "", "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
     "And if you walk past the {p} today, you may still hear about it.",
     "And that was the best day of the whole year.",
     "That night {h} fell asleep with a smile.",
     "And from that day on, {h} and {f} were the best of friends.",
     "{h} never forgot that day.",
     "Everybody near the {p} still tells this story.",
-)  # fmt: skip
+)
 MORALS: Beat = (
-    "", "", "",
+    "",
+    "",
+    "",
     "{h} had learned that {moral}.",
     "And so {h} learned that {moral}.",
     "After that, {h} always remembered that {moral}.",
-    "\"Now I know that {moral},\" said {h}.",
-)  # fmt: skip
+    '"Now I know that {moral}," said {h}.',
+)
 
 
 def told(plot: Plot, cast: Cast, dice: Dice) -> str:
     """The story at full length, in paragraphs of a few sentences."""
-    names = _names(plot, cast) | {
-        "when": When(dice), "moral": dice.pick(plot.moral), "days": dice.pick(("two", "three", "four"))
-    }  # fmt: skip
+    names = _names(plot, cast) | {"when": When(dice), "moral": dice.pick(plot.moral), "days": dice.pick(("two", "three", "four"))}
     parts = [dice.pick(OPENINGS)]
     if cast.hero.trait in TRAITS and dice.chance(0.8):
         parts.append(dice.pick(TRAITS[cast.hero.trait]))

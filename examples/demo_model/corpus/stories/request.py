@@ -7,34 +7,69 @@ from dataclasses import dataclass
 from examples.demo_model.corpus.dice import Dice
 from examples.demo_model.corpus.document import Draft, drawn
 from examples.demo_model.corpus.grammar import a, upper_first
-from examples.demo_model.corpus.stories import plots_brave, plots_found, plots_kind, plots_wish
+from examples.demo_model.corpus.stories import plots_brave, plots_found, plots_kind, plots_wish, plots_work
 from examples.demo_model.corpus.stories.cast import KINDS, Cast, elder, fitting, friend, hero, place, thing
-from examples.demo_model.corpus.stories.plots_brave import SIGNALS
 from examples.demo_model.corpus.stories.plot import Plot, in_brief, told
+from examples.demo_model.corpus.stories.plots_brave import SIGNALS
 from examples.demo_model.corpus.turn import Turn
 from examples.demo_model.corpus.words.characters import SIZES, TRAITS
 
-PLOTS: tuple[Plot, ...] = plots_found.PLOTS + plots_kind.PLOTS + plots_brave.PLOTS + plots_wish.PLOTS
+PLOTS: tuple[Plot, ...] = plots_found.PLOTS + plots_kind.PLOTS + plots_brave.PLOTS + plots_wish.PLOTS + plots_work.PLOTS
 _FITTING = {plot.name: fitting(plot.fits) for plot in PLOTS}
 _BEFRIENDING = tuple(plot for plot in PLOTS if plot.befriends)
 _ASKED = (
-    "Tell me a story about {x}.", "Tell me a story about {x}.", "Tell me a story about {x}.", "Tell me a story about {x}.",
-    "Write a story about {x}.", "Can you tell me a story about {x}?", "Please tell me a story about {x}.", "I would like a story about {x}.",
-    "A story about {x}, please.", "Make up a story about {x}.", "Tell a story about {x}.", "Write me a story about {x}.",
-    "Do you know a story about {x}?", "I want to hear a story about {x}.", "Could you write a tale about {x}?",
+    "Tell me a story about {x}.",
+    "Tell me a story about {x}.",
+    "Tell me a story about {x}.",
+    "Tell me a story about {x}.",
+    "Write a story about {x}.",
+    "Can you tell me a story about {x}?",
+    "Please tell me a story about {x}.",
+    "I would like a story about {x}.",
+    "A story about {x}, please.",
+    "Make up a story about {x}.",
+    "Tell a story about {x}.",
+    "Write me a story about {x}.",
+    "Do you know a story about {x}?",
+    "I want to hear a story about {x}.",
+    "Could you write a tale about {x}?",
     "Tell us a bedtime story about {x}.",
-)  # fmt: skip
+)
 _ASKED_SHORT = (
-    "Tell me a short story about {x}.", "Tell me a very short story about {x}.", "Write a short story about {x}, in three sentences.",
-    "A short story about {x}, please.", "Tell me a story about {x} in a few words.",
-)  # fmt: skip
+    "Tell me a short story about {x}.",
+    "Tell me a very short story about {x}.",
+    "Write a short story about {x}, in three sentences.",
+    "A short story about {x}, please.",
+    "Tell me a story about {x} in a few words.",
+)
 _ASKED_FREELY = (
-    "Tell me a story.", "Tell me a story, please.", "Can you tell me a story?", "Write a story.", "I would like to hear a story.", "Tell me something nice.",
-    "Do you know a story?", "Tell me a bedtime story.", "Another story, please.",
-)  # fmt: skip
-_SHORTER = ("Make it shorter.", "Shorter, please.", "Can you make it shorter?", "Tell it again, but shorter.", "Sum it up.", "Tell it in a few words.")
+    "Tell me a story.",
+    "Tell me a story, please.",
+    "Can you tell me a story?",
+    "Write a story.",
+    "I would like to hear a story.",
+    "Tell me something nice.",
+    "Do you know a story?",
+    "Tell me a bedtime story.",
+    "Another story, please.",
+)
+_SHORTER = (
+    "Make it shorter.",
+    "Shorter, please.",
+    "Can you make it shorter?",
+    "Tell it again, but shorter.",
+    "Sum it up.",
+    "Tell it in a few words.",
+)
 _LONGER = ("Make it longer.", "Tell me the whole story.", "Longer, please.", "Can you make it longer?")
-_ANOTHER = ("Another one.", "Another one, please.", "Tell me another one.", "One more.", "Again, but another story.", "Another story, please.")
+_ANOTHER = (
+    "Another one.",
+    "Another one, please.",
+    "Tell me another one.",
+    "One more.",
+    "Again, but another story.",
+    "Another story, please.",
+)
 
 
 @dataclass(frozen=True)
@@ -120,16 +155,37 @@ def _questions(made: Tale, dice: Dice) -> list[Turn]:
     """What one may ask once the story is told. The answers are in it."""
     lead, item, where, other = made.cast.hero, made.cast.thing, made.cast.place, made.cast.friend
     turns = [
-        Turn(dice.pick(("Where did it happen?", "Where does the story take place?", "Where was that?")), f"It happened near the {where}."),
-        Turn(dice.pick(("Give it a title.", "What is the title of the story?", "What could the story be called?")), f"{made.cast.title}."),
-        Turn(dice.pick(("What is the moral?", "What does the story teach?", "What can I learn from it?")),
-             f"{upper_first(dice.pick(made.plot.moral))}."),
-        Turn(dice.pick(("Who is the story about?", "Who is the hero?", "Who was it about?")), f"It is about {a(lead.kind)}{' named ' + lead.name if lead.name else ''}."),
+        Turn(
+            dice.pick(("Where did it happen?", "Where does the story take place?", "Where was that?")),
+            f"It happened near the {where}.",
+        ),
+        Turn(
+            dice.pick(("Give it a title.", "What is the title of the story?", "What could the story be called?")),
+            f"{made.cast.title}.",
+        ),
+        Turn(
+            dice.pick(("What is the moral?", "What does the story teach?", "What can I learn from it?")),
+            f"{upper_first(dice.pick(made.plot.moral))}.",
+        ),
+        Turn(
+            dice.pick(("Who is the story about?", "Who is the hero?", "Who was it about?")),
+            f"It is about {a(lead.kind)}{' named ' + lead.name if lead.name else ''}.",
+        ),
         Turn(dice.pick(("What thing is it about?", "What thing matters in the story?")), f"It is about {item.one}."),
-    ]  # fmt: skip
+    ]
     if lead.name:
-        turns.append(Turn(dice.pick((f"What was the {lead.kind} called?", f"What was the name of the {lead.kind}?", f"What was the {lead.kind}'s name?")),
-                          f"The {lead.kind} was called {lead.name}."))  # fmt: skip
+        turns.append(
+            Turn(
+                dice.pick(
+                    (
+                        f"What was the {lead.kind} called?",
+                        f"What was the name of the {lead.kind}?",
+                        f"What was the {lead.kind}'s name?",
+                    )
+                ),
+                f"The {lead.kind} was called {lead.name}.",
+            )
+        )
     if made.plot.befriends:
         turns.append(Turn(f"Who was {other.name}?", f"{other.name} was {a(other.kind)}."))
     return turns
