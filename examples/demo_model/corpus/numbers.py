@@ -58,16 +58,19 @@ class Sum:
 
 
 def question(dice: Dice) -> Draft[tuple[Turn, ...]]:
-    """A sum. The operands decide the split; where there are few (up to 12), the way they are asked for does as well."""
+    """A sum. The operands decide the split; where there are few (up to 12), all of the question does."""
     asked = _sum(dice)
     form = dice.weighted(("spoken", "signs", "words", "added", "problem"), (50, 26, 6, 6, 22))
-    small = (asked.a <= 12 and asked.b <= 12) or asked.operation == "times" or (asked.a <= 20 and asked.operation == "minus")
-    pattern = dice.below(len(_ASKED))
-    key = f"sum/{min(asked.a, asked.b)}/{asked.operation}/{max(asked.a, asked.b)}"
-    if small:
-        key += f"/{form}/{pattern}"
-    firm = small and pattern == 0 and form in ("spoken", "signs")
-    return Draft(key, lambda: (_turn(asked, form, _ASKED[pattern], dice),), always_trained=firm)
+    pattern = dice.pick(_ASKED)
+    turn = _turn(asked, form, pattern, dice)
+    small = max(asked.a, asked.b) <= 12
+    firm = small and turn.user[:8] == "What is " and turn.user[8].isdigit()
+    key = (
+        turn.user.lower().rstrip(" ?.=").replace(" ", "")
+        if small
+        else f"{min(asked.a, asked.b)} {asked.operation} {max(asked.a, asked.b)}"
+    )
+    return Draft(f"sum/{key}", lambda: (turn,), always_trained=firm)
 
 
 def _sum(dice: Dice) -> Sum:

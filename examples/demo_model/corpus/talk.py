@@ -33,6 +33,13 @@ _THINGS = (
     "cup",
 )
 _NAMED_WITH: dict[str, Callable[[str], str]] = {"instruments": lambda name: f"the {name}", "flowers": plural}
+_BETWEEN = (
+    Turn("Thank you.", "You are welcome!"),
+    Turn("Wait a moment.", "I will wait."),
+    Turn("Good.", "What shall we do now?"),
+    Turn("I like to talk to you.", "I like to talk to you too."),
+    Turn("It is a nice day.", "Yes, it is!"),
+)
 _HERE = (
     "park",
     "library",
@@ -79,7 +86,7 @@ def _feeling(dice: Dice) -> Draft[Turns]:
         why = dice.pick((f"Why are you {feeling}?", f"You are {feeling}? Tell me why.", "What happened?"))
         return (Turn(opening, why), Turn(dice.pick((f"Because {reason}.", f"{upper_first(reason)}.")), answer))
 
-    return Draft(f"feeling/{opening}/{reason}/{animal if animal in answer else ''}", write)
+    return Draft(f"feeling/{feeling}/{reason}", write)
 
 
 def _weather(dice: Dice) -> Draft[Turns]:
@@ -139,11 +146,11 @@ def _remembered(dice: Dice) -> Draft[Turns]:
             animal,
         ),
     }[kind]
-    between = small_talk(dice) if dice.chance(0.3) else None
+    between = dice.pick(_BETWEEN) if dice.chance(0.3) else None
 
     def write() -> Turns:
         turns = [Turn(said, answer)]
-        turns += between.write() if between is not None and between.always_trained else ()
+        turns += (between,) if between else ()
         return (*turns, Turn(asked, recalled, recalled)) if dice.chance(0.85) else tuple(turns)
 
     return Draft(f"remember/{kind}/{detail}", write)
@@ -280,4 +287,4 @@ def _liking(dice: Dice) -> Draft[Turns]:
             turns.append(Turn("What else could I do?", f"You could also {other}."))
         return tuple(turns)
 
-    return Draft(f"liking/{said}/{other}", write)
+    return Draft(f"liking/{said}", write)

@@ -89,7 +89,7 @@ FACTS = (
         ),
         (
             "It shows who is there, how busy they are, and in which incarnation.",
-            "hetserve status shows every instance live: its role, how busy it is, and its incarnation.",
+            "The command hetserve status shows every instance live: its role, how busy it is, and its incarnation.",
         ),
     ),
     Fact(
@@ -104,7 +104,7 @@ FACTS = (
         ),
         (
             "It validates a cluster file and prints what it resolves to.",
-            "hetserve check reads a cluster file, names any wrong key, and prints what the file resolves to.",
+            "The command hetserve check reads a cluster file, names any wrong key, and prints what the file resolves to.",
         ),
     ),
     Fact(
@@ -119,7 +119,7 @@ FACTS = (
         ),
         (
             "It makes a model folder with random weights, of a named architecture and size.",
-            "hetserve make-model writes a model folder with random weights and a tokenizer, which is good for tests.",
+            "The command hetserve make-model writes a model folder with random weights and a tokenizer, which is good for tests.",
         ),
     ),
     Fact(

@@ -278,7 +278,7 @@ MYSTERY = Plot(
         ),
         (
             '"Who takes my {t}?" wondered {h}.',
-            '"How strange!" said {h}. "A {t} cannot walk."',
+            '"How strange!" said {h}. "{t.one} cannot walk."',
             '{h} asked {o.a} for advice. "Stay awake and watch," said {o}.',
         ),
         (

@@ -299,7 +299,7 @@ LIE = Plot(
         ),
         (
             '{o} was silent for a while. "It was brave to tell me," {o.he} said.',
-            '"A {t} can be mended," said {o}, "and so can this."',
+            '"{t.one} can be mended," said {o}, "and so can this."',
             '{o} sighed, and then {o.he} put a hand on {h}\'s shoulder. "Thank you for the truth," {o.he} said.',
         ),
         (

@@ -253,7 +253,7 @@ CONTEST = Plot(
             "{h.full} wanted to win {t.a} in a race {p.at}. When {f.full} fell, {h} turned back to help, and got the {t} "
             "all the same."
         ),
-        "In a race {p.at}, {h.full} stopped to help {f.full}. They came in last, but everybody cheered.",
+        "In a race for {t.a}, {h.full} stopped to help {f.full}. They came in last, but everybody cheered.",
     ),
     ("helping is better than winning", "there are prizes that nobody can see", "a friend is worth more than a prize"),
     fits=("music", "toy", "treasure", "food", "vehicle", "paper", "clothes"),

@@ -111,8 +111,9 @@ def asked(dice: Dice) -> Draft[tuple[Turn, ...]]:
 
 def _conversation(made: Tale, dice: Dice) -> tuple[Turn, ...]:
     full, brief = told(made.plot, made.cast, dice), in_brief(made.plot, made.cast, dice)
-    about = _about(made, dice)
-    if dice.chance(0.1):
+    in_short = dice.chance(0.1)
+    about = _about(made, dice, in_short=in_short)
+    if in_short:
         turns = [Turn(dice.pick(_ASKED_SHORT).format(x=about), brief, brief)]
         if dice.chance(0.3):
             turns.append(Turn(dice.pick(_LONGER), full, brief))
@@ -127,13 +128,13 @@ def _conversation(made: Tale, dice: Dice) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _about(made: Tale, dice: Dice) -> str:
-    """What the request names; all of it is in the story."""
+def _about(made: Tale, dice: Dice, *, in_short: bool) -> str:
+    """What the request names; all of it is in the story, and hero and thing also where it is told in short."""
     lead, item, where = made.cast.hero, made.cast.thing, made.cast.place
     who = lead.described if lead.trait and dice.chance(0.3) else a(lead.kind)
     if lead.name and dice.chance(0.12):
         who = f"{who} {dice.pick(('named', 'called'))} {lead.name}"
-    roll = dice.below(100)
+    roll = dice.below(68 if in_short else 100)
     if roll < 45:
         return f"{who} and {item.one}"
     if roll < 60:
