@@ -127,18 +127,20 @@ def test_chats_alternate_and_end_with_the_assistant(split: Split) -> None:
 def test_shares_of_the_text_are_those_stated() -> None:
     chars = {kind.name: 0 for kind in KINDS}
     for document in islice(documents(2, Split.TRAIN), 15_000):
-        chars[document.kind] += len(written(document))
+        chars[document.kind] += len(document.text) + sum(len(message.content) for message in document.messages)
     whole = sum(chars.values())
     for kind in KINDS:
         assert 100 * chars[kind.name] / whole == pytest.approx(kind.share, rel=0.25, abs=0.5), kind.name
 
 
 def test_a_system_prompt_shows() -> None:
-    def mean(word: str) -> float:
-        lengths = [len(d.messages[2].content) for d in drawn("hetserve", 3000) if word in d.messages[0].content.lower()]
+    def mean(system: str) -> float:
+        lengths = [
+            len(document.messages[2].content) for document in drawn("hetserve", 6000) if document.messages[0].content == system
+        ]
         return sum(lengths) / len(lengths)
 
-    assert mean("brief") < 0.8 * mean("helpful assistant.")
+    assert mean("You answer briefly and never guess.") < 0.8 * mean("You are a helpful assistant.")
     polite = [document for document in drawn("hetserve", 3000) if "polite" in document.messages[0].content]
     assert polite
     assert all(
@@ -292,7 +294,7 @@ def test_a_story_tells_of_what_was_asked_for() -> None:
         if document.messages[0].role == "system":
             continue
         said = [message.content for message in document.messages]
-        about = re.search(r"(?:story|tale) about (.*?)(?:, in three sentences|, please| in a few words)?[.?]?$", said[0])
+        about = re.search(r"(?:story|tale) about (.*?)(?:, in three sentences| in a few words)?(?:, please)?[.?]?$", said[0])
         if not about:
             continue
         story = said[1].lower()

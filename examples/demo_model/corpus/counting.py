@@ -36,6 +36,7 @@ def _count(dice: Dice) -> Draft[tuple[Turn, ...]]:
     start = dice.between(0, 20) if dice.chance(0.7) else dice.between(0, 80)
     if step in (5, 10):
         start -= start % step
+    start = 1 if step == 1 and dice.chance(0.2) else start
     end = start + step * dice.between(2, 9 if step > 1 else 14)
     down = dice.chance(0.3)
     first, last = (end, start) if down else (start, end)
@@ -46,18 +47,18 @@ def _count(dice: Dice) -> Draft[tuple[Turn, ...]]:
     pattern = dice.pick(_COUNTED)
     if down:
         pattern = pattern.replace("Count ", "Count down ", 1).replace("count ", "count down ", 1)
-    if first == 1 and not down and step == 1 and dice.chance(0.5):
+    if first == 1 and not down and step == 1 and dice.chance(0.7):
         pattern = dice.pick(("Count to {b}{s}.", "Can you count to {b}{s}?"))
     if first <= 20 and down and last in (0, 1) and step == 1 and dice.chance(0.5):
         pattern = "Count down from {a}{s}." if last == 1 else pattern
-    spelled = in_words and dice.chance(0.5)
+    spelled = dice.chance(0.5 if in_words else 0.15) and max(first, last) <= 20
     text = pattern.format(a=number_word(first) if spelled else first, b=number_word(last) if spelled else last, s=by)
     if in_words:
         text = text[:-1] + " in words" + text[-1]
     return _one(
         f"count/{first}/{last}/{step}/{in_words}",
         lambda: Turn(text, upper_first(", ".join(items)) + "."),
-        firm=start <= 1 and end <= 10,
+        firm=start <= 3 and end <= 10,
     )
 
 

@@ -250,9 +250,7 @@ def _chosen(dice: Dice) -> tuple[str, str, str, bool]:
         asked = (f"What is {a(thing)} for?", f"What do you use {a(thing)} for?", f"What can I do with {a(thing)}?")[form]
         return asked, f"{upper_first(a(thing))} is for {use}.", f"For {use}.", form == 0
     if kind == "belongs":
-        category = dice.pick(
-            [category for category in CATEGORIES if category.name in ("light", "music", "toy", "clothes", "vessel", "food")]
-        )
+        category = dice.pick([category for category in CATEGORIES if category.name in ("light", "music", "toy", "vessel")])
         noun = dice.pick(category.nouns)
         asked = (f"Why would I need {a(noun)}?", f"What does one do with {a(noun)}?", f"What would you do with {a(noun)}?")[form]
         return (

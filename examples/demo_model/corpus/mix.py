@@ -23,18 +23,18 @@ class Kind:
 
 
 KINDS: tuple[Kind, ...] = (
-    Kind("text", 16, 790, lambda dice, split: Document("text", text=drawn(request.plain, dice, split))),
-    Kind("story", 24, 850, chats.on(request.asked, "story")),
-    Kind("hetserve", 20, 243, chats.about_hetserve),
+    Kind("text", 18, 790, lambda dice, split: Document("text", text=drawn(request.plain, dice, split))),
+    Kind("story", 27, 850, chats.on(request.asked, "story")),
+    Kind("hetserve", 18, 243, chats.about_hetserve),
     Kind("facts", 2, 390, lambda dice, split: Document("facts", text=drawn(questions.plain, dice, split))),
-    Kind("arithmetic", 6, 95, chats.on(numbers.question, "arithmetic", 4)),
-    Kind("counting", 3.5, 96, chats.on(counting.question, "counting", 3)),
-    Kind("list", 4.5, 119, chats.on(lists.question, "list", 3)),
+    Kind("arithmetic", 5, 95, chats.on(numbers.question, "arithmetic", 4)),
+    Kind("counting", 3, 96, chats.on(counting.question, "counting", 3)),
+    Kind("list", 4, 119, chats.on(lists.question, "list", 3)),
     Kind("json", 4, 143, chats.on(objects.question, "json", 2)),
-    Kind("everyday", 2.5, 89, chats.on(everyday.question, "everyday", 3)),
+    Kind("everyday", 2, 89, chats.on(everyday.question, "everyday", 3)),
     Kind("unknown", 2, 160, chats.on(unknown.question, "unknown", 2)),
     Kind("talk", 1.5, 90, chats.on(talk.small_talk, "talk", 2)),
-    Kind("dialogue", 4, 138, chats.on(talk.dialogue, "dialogue")),
+    Kind("dialogue", 3.5, 138, chats.on(talk.dialogue, "dialogue")),
     Kind("mixed", 10, 652, chats.mixed),
 )
 

@@ -41,16 +41,22 @@ _NEXT = (
 )
 _TEXTBOOK = (serving.FACTS, tokens.FACTS, moving.FACTS, cluster.FACTS + deaths.FACTS)
 _FIRM = 2
-"""How many phrasings of a fact, the likeliest, are never held out."""
+"""How many phrasings of a fact, the likeliest, are asked most and never held out."""
+_CORE = (
+    "hetserve", "prefill", "decode", "kv cache", "why send kv", "why separate", "disaggregation", "worker dies", "router", "goodput", "ttft",
+    "prefix cache", "start", "same after death", "this model", "where am i", "life of a request", "ray", "exact", "block",
+)  # fmt: skip
+_BY_INTEREST = FACTS + tuple(fact for fact in FACTS if fact.name in _CORE) * 2
+"""What people who try a demo ask about comes three times as often."""
 
 
 def question(dice: Dice) -> Draft[tuple[Turn, ...]]:
-    return _turn(dice, dice.pick(FACTS), ())
+    return _turn(dice, dice.pick(_BY_INTEREST), ())
 
 
 def follow_up(dice: Dice) -> Draft[tuple[Turn, ...]]:
     """A question that goes on from another about HetServe."""
-    fact = dice.pick(FACTS)
+    fact = dice.pick(_BY_INTEREST)
     return _turn(dice, fact, _NEXT if fact.term and dice.chance(0.7) else ())
 
 
@@ -74,12 +80,18 @@ def plain(dice: Dice) -> Draft[str]:
     return Draft(key, lambda: " ".join(fact.answers[index] for fact, index in chosen))
 
 
+def _likeliest(fact: Fact) -> tuple[int, ...]:
+    """Which of its phrasings (those for every term, then its own) nearly everybody uses."""
+    own = len(_DEFINED) if fact.term else 0
+    return (*range(_FIRM if fact.term else 0), *range(own, own + _FIRM))
+
+
 def _turn(dice: Dice, fact: Fact, patterns: tuple[str, ...]) -> Draft[tuple[Turn, ...]]:
     known = tuple(_DEFINED if fact.term and not patterns else ())
     phrasings = patterns or (*known, *fact.asked)
-    index = dice.below(len(phrasings))
+    index = dice.below(len(phrasings)) if patterns or dice.chance(0.65) else dice.pick(_likeliest(fact))
     pattern = phrasings[index]
     asked = upper_first(pattern.format(x=fact.term) if index < len(known) or patterns else pattern)
-    firm = not patterns and (index < _FIRM or len(known) <= index < len(known) + _FIRM)
+    firm = index == 0 if patterns else index in _likeliest(fact)
     answer = fact.answers[0] if dice.chance(0.3) else dice.pick(fact.answers[1:])
     return Draft(f"hetserve/{fact.name}/{pattern}", lambda: (Turn(asked, answer, fact.answers[0]),), always_trained=firm)

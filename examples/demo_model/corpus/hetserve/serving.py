@@ -68,10 +68,10 @@ FACTS = (
         "why send kv",
         "",
         (
+            "What does a key-value cache hold, and why would anyone send it over a network?",
             "Why is the KV cache sent over a network?",
             "Why would anyone send a KV cache over a network?",
             "Why does the KV cache move?",
-            "What does a key-value cache hold, and why would anyone send it over a network?",
             "Why stream KV between instances?",
             "Why send the KV cache?",
         ),

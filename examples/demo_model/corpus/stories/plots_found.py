@@ -184,7 +184,7 @@ BORROWED = Plot(
     ),
     (
         "{h.full} borrowed {t.a} from {f.full} and forgot it {p.at}. {h.he} told the truth, and they found it together.",
-        "{f.full} lent {h} {t.a}. {h} left it {p.spot}, felt sorry, and brought it back.",
+        "{f.full} lent {h.full} {t.a}. {h} left it {p.spot}, felt sorry, and brought it back.",
     ),
     ("a promise must be kept", "the truth is better than a good excuse", "what is borrowed needs twice the care"),
     fits=PORTABLE,

@@ -62,7 +62,7 @@ CATEGORIES = (
         "food", ("cake", "pie", "apple", "pear", "loaf of bread", "jar of honey", "cookie", "pumpkin", "pot of soup", "melon",
         "pancake",
                  "basket of berries", "bun", "sandwich", "peach", "carrot", "ice cream", "pizza", "chocolate bar"),
-        ("sweet", "fresh", "big", "golden", "round", "fine", "ripe"), "to eat",
+        ("sweet", "fresh", "big", "golden", "round", "fine", "tasty"), "to eat",
         ("They ate the {t} together, and it had never tasted so good.", "When the {t} was eaten, nobody was hungry any more.",
          "{h} cut the {t} in two, and gave {f} the larger half.")),
     Category(
