@@ -43,7 +43,8 @@ _TEXTBOOK = (serving.FACTS, tokens.FACTS, moving.FACTS, cluster.FACTS + deaths.F
 _FIRM = 2
 """How many phrasings of a fact, the likeliest, are asked most and never held out."""
 _CORE = (
-    "hetserve", "prefill", "decode", "kv cache", "why send kv", "why separate", "disaggregation", "worker dies", "router", "goodput", "ttft",
+    "hetserve", "prefill", "decode", "kv cache", "why send kv", "why separate", "disaggregation", "worker dies", "router",
+    "goodput", "ttft",
     "prefix cache", "start", "same after death", "this model", "where am i", "life of a request", "ray", "exact", "block",
 )  # fmt: skip
 _BY_INTEREST = FACTS + tuple(fact for fact in FACTS if fact.name in _CORE) * 2
