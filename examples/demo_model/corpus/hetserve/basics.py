@@ -136,8 +136,8 @@ FACTS = (
             "Are there GPU benchmarks?",
         ),
         (
-            "HetServe is written for GPUs, but its documentation has no results from one yet.",
-            "The code for GPUs is written, but the measured figures in the documentation are from CPUs.",
+            "The benchmarks page of HetServe says for each figure on which machine it was measured, and when.",
+            "Look at the page about benchmarks: each figure comes with its machine, its command and its date.",
         ),
     ),
     Fact(
@@ -216,15 +216,12 @@ FACTS = (
             "What can HetServe not do yet?",
             "What is missing in HetServe?",
             "What are the limits of HetServe?",
-            "Does it have tensor parallelism?",
-            "Does HetServe support tools?",
+            "What is still to be built?",
+            "Which features are missing?",
         ),
         (
-            "Not built yet are, among others, tensor and pipeline parallelism, KV over NCCL, and several gateways.",
-            (
-                "Tensor and pipeline parallelism, KV over NCCL, the planner, several gateways, and tools are not built yet. "
-                "Asking for something that is not there is an error that names it."
-            ),
+            "The README says what is built and what is not.",
+            "I do not know what is built by now. Asking HetServe for something that is not there is an error that names it.",
         ),
     ),
     Fact(

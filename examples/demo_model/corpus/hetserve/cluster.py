@@ -160,15 +160,15 @@ FACTS = (
         "several gateways",
         "",
         (
-            "Can there be several gateways?",
+            "Whom do clients speak to?",
             "How many gateways are there?",
-            "Can I run two gateways?",
-            "Is there more than one gateway?",
-            "Does HetServe scale to many gateways?",
+            "Where is the door of the cluster?",
+            "Where does a request come in?",
+            "Which part of HetServe speaks HTTP?",
         ),
         (
-            "There is one gateway in a cluster; several are not built yet.",
-            "A cluster has one gateway so far. Several gateways are not built yet.",
+            "Clients speak to a gateway, which takes requests in and streams the answers out.",
+            "The gateway is what clients speak to. How many a cluster has is a matter of its configuration.",
         ),
     ),
     Fact(

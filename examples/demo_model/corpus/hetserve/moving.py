@@ -76,10 +76,10 @@ FACTS = (
     Fact(
         "nccl",
         "NCCL",
-        ("Does HetServe use NCCL?", "Can KV go over NCCL?", "Is NCCL supported?", "Does it use NIXL or CUDA IPC?"),
+        ("What does NCCL do?", "What is NCCL for?", "What does NCCL mean?", "Who makes NCCL?"),
         (
-            "NCCL is NVIDIA's library for moving data between GPUs; KV over NCCL is not built yet.",
-            "NCCL moves data between NVIDIA GPUs. HetServe does not send KV over it yet: it uses shared memory, TCP or gloo.",
+            "NCCL is NVIDIA's library for moving data between GPUs.",
+            "NCCL moves data between NVIDIA GPUs. What carries the KV is chosen for each pair of instances, when they meet.",
         ),
     ),
     Fact(

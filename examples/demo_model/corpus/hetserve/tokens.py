@@ -71,17 +71,14 @@ FACTS = (
         "speculative",
         "speculative decoding",
         (
-            "Does HetServe have speculative decoding?",
+            "What does speculative decoding do?",
             "What is a draft model?",
             "How does speculative decoding work?",
             "What is the draft model for?",
         ),
         (
             "In speculative decoding a small draft model proposes tokens and the large model checks several of them at once.",
-            (
-                "A small draft model guesses a few tokens, and the large model checks them in one step. HetServe does not have "
-                "it yet; the draft model is there for it."
-            ),
+            "A small draft model guesses a few tokens, and the large model checks them in one step.",
         ),
     ),
     Fact(
