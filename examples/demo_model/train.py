@@ -59,14 +59,14 @@ def main(
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the step: a minute well spent.")] = True,
 ) -> None:
     """Train a demo model, measure it, export it."""
-    console = Console()
-    torch.set_num_threads(threads)
-    disable_progress_bar()
-    size, plan = SIZES[which], RECIPES[which] if steps is None else RECIPES[which].with_steps(steps)
     checkpoint = output / which / "checkpoint.pt"
     if resume != checkpoint.exists():
         lacks = f"{checkpoint}: there is no checkpoint to resume from"
         raise typer.BadParameter(lacks if resume else f"{checkpoint} exists: --resume goes on from it; or take another --output")
+    console = Console()
+    torch.set_num_threads(threads)
+    disable_progress_bar()
+    size, plan = SIZES[which], RECIPES[which] if steps is None else RECIPES[which].with_steps(steps)
     tokenizer, train, held_out = prepare(console, output, size, plan, seed)
     identity = Identity(size, plan, seed, precision(), corpus_digest(), tokenizer_digest(tokenizer))
     training = Training(identity, train, held_out, compiled=compiled)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -189,6 +190,7 @@ def test_the_rate_warms_up_stays_and_falls_to_nothing():
 KILLED = """
 import os, signal, sys
 import torch
+import typer
 from pathlib import Path
 from tests.examples.test_training import Stream, training
 import numpy as np
@@ -336,3 +338,12 @@ def test_both_models_fit_what_may_ship():
         with torch.device("meta"):
             count = parameters(make_model(size, 0))
         assert least < count < size.most_megabytes * 1e6 / 2 - 50_000
+
+
+def test_a_run_is_never_overwritten_and_never_resumed_from_nothing(tmp_path):
+    with pytest.raises(typer.BadParameter, match="no checkpoint to resume from"):
+        train.main(tmp_path, resume=True)
+    (tmp_path / "main").mkdir()
+    (tmp_path / "main" / "checkpoint.pt").touch()
+    with pytest.raises(typer.BadParameter, match="--resume goes on from it"):
+        train.main(tmp_path)
