@@ -32,6 +32,8 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: P
     rounded.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     shutil.copyfile(LICENSE, folder / "LICENSE")
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes for its owner alone, and packages keep what they find
 
 
 def check_size(folder: Path, size: ModelSize) -> int:

@@ -23,7 +23,7 @@ from examples.demo_model.model import ModelSize, make_model
 from examples.demo_model.packing import Stream
 from examples.demo_model.recipe import Recipe, make_optimizer
 
-HELD_OUT_BATCHES = 4
+HELD_OUT_BATCHES = 8
 FINAL_STEPS = 100
 """Over which the final training loss is averaged."""
 

@@ -23,11 +23,11 @@ class Recipe:
 
     steps: int
     learning_rate: float
-    batch_tokens: int = 8192
+    batch_tokens: int = 4096
     block: int = 512
     long_block: int = 1024
     long_share: float = 0.15
-    warmup_steps: int = 100
+    warmup_steps: int = 200
     decay_share: float = 0.4
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.1
@@ -56,8 +56,8 @@ class Recipe:
         return replace(self, steps=steps, warmup_steps=min(self.warmup_steps, steps // 10))
 
 
-MAIN = Recipe(steps=3000, learning_rate=3e-3)
-DRAFT = Recipe(steps=2000, learning_rate=4e-3)
+MAIN = Recipe(steps=4800, learning_rate=3e-3)
+DRAFT = Recipe(steps=3000, learning_rate=4e-3)
 
 
 def make_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:

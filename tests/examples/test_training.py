@@ -78,7 +78,7 @@ def trained(streams) -> Training:
 def finished(trained, tokenizer, streams, tmp_path_factory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("made") / TINY.folder
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "HELD_OUT_DOCUMENTS", 200)
+        patch.setattr(train, "HELD_OUT_DOCUMENTS", 300)
         patch.setattr(evaluation, "MAX_NEW_TOKENS", 8)
         quiet = Console(quiet=True)
         return folder, train.finish(quiet, trained, tokenizer, streams[0], folder, "the command", compiled=False)
@@ -149,7 +149,7 @@ def test_twenty_steps_lower_the_loss(trained):
     losses = trained.record.losses
     assert len(losses) == 20
     assert losses[0] == pytest.approx(np.log(TINY.vocab_size), rel=0.05)
-    assert sum(losses[-3:]) / 3 < losses[0] - 1.5
+    assert sum(losses[-3:]) / 3 < losses[0] - 0.9
     assert trained.record.held_out == [(20, pytest.approx(losses[-1], abs=0.7))]
 
 
@@ -266,6 +266,7 @@ def test_the_export_is_what_was_trained_rounded_to_bfloat16(finished, trained, t
     assert again.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == (
         "<|bos|><|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhat is 12 + 30?<|im_end|>\n<|im_start|>assistant\n"
     )
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}
     assert (folder / "LICENSE").read_bytes() == (Path(__file__).parents[2] / "LICENSE").read_bytes()
 
 
