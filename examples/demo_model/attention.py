@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 NAME = "demo_training"
-QUERIES = 256
+QUERIES = 128
 """In a block. Larger ones multiply more scores that the mask then hides; smaller ones make small products."""
 
 

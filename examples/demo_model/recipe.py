@@ -56,8 +56,8 @@ class Recipe:
         return replace(self, steps=steps, warmup_steps=min(self.warmup_steps, steps // 10))
 
 
-MAIN = Recipe(steps=4800, learning_rate=3e-3)
-DRAFT = Recipe(steps=3000, learning_rate=4e-3)
+MAIN = Recipe(steps=4000, learning_rate=1.5e-3)
+DRAFT = Recipe(steps=2400, learning_rate=3e-3)
 
 
 def make_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
