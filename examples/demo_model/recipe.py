@@ -57,7 +57,7 @@ class Recipe:
 
 
 MAIN = Recipe(steps=4000, learning_rate=1.5e-3)
-DRAFT = Recipe(steps=2400, learning_rate=3e-3)
+DRAFT = Recipe(steps=1800, learning_rate=3e-3)
 
 
 def make_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
