@@ -35,10 +35,10 @@ def in_words(seed: int, max_tokens: int | None = None) -> tuple[Scene, ...]:
     short: SamplingOptions = {"max_tokens": max_tokens or 160, "temperature": 0.0, "seed": seed, "return_token_ids": True}
     long: SamplingOptions = {**short, "max_tokens": max_tokens or 400}
     return (
-        Scene("story", "Tell me a story about a fox and a lantern.", long, chat=True),
+        Scene("story", "Tell me a story about a robot and a flower.", long, chat=True),
         Scene("chat", "What happens when a worker dies?", short, chat=True),
         Scene("chat, on", "And what is a KV cache?", short, chat=True, follows=True),
-        Scene("sum", "What is 17 + 25?", short, chat=True),
+        Scene("sum", "What is 7 plus 5?", short, chat=True),
         Scene("JSON", "Give me a JSON object with a name and an age.", short, chat=True),
         Scene("text", "Once upon a time, there was a little girl", {**short, "max_tokens": max_tokens or 96}),
     )
