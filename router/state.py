@@ -7,7 +7,7 @@ Invariants:
 
 Between two heartbeats the gateway's own assignments are added to an instance's load, so that a burst spreads instead of
 landing on whoever looked idle last (the idea of Ray Serve's and llm-d's in-flight correction). `router.policy` decides
-on snapshots; `gateway.dispatch` feeds this.
+on snapshots; `gateway.serving.dispatcher` feeds this.
 """
 
 from __future__ import annotations

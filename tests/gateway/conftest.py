@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from core.config import parse_config
-from gateway.service import GatewayService
+from gateway.gateway import Gateway
 from mail.door import Door
 from mail.faults import AlarmClock, FaultyPeers, Plan
 from mail.keys import ClusterKeys
@@ -85,7 +85,7 @@ class Stage:
         self.config = parse_config({"model": "tiny", "pools": pools, "health": health, "transfer": transfer, **settings})
         self.plan = plan
         self.alarm = AlarmClock()
-        self.service = GatewayService(self.config, self.keys, model_path, make_peers=lambda door: self.peers(door, "gateway"))
+        self.service = Gateway(self.config, self.keys, model_path, make_peers=lambda door: self.peers(door, "gateway"))
         self.service.start()
         self.workers: list[FakeWorker] = []
         key = self.config.gateway.api_key

@@ -9,8 +9,8 @@ from core.errors import HetServeError, Overloaded, TransferError, Unavailable, W
 from core.messages import Address, Cancel, Failed, Heartbeat, Submit, TokenItem, Tokens
 from core.request import Request
 from core.tokens import pack_tokens
-from gateway.reader import TextOptions, TokenReader
-from gateway.routes import Route, Routes
+from gateway.serving.awaited import Awaited, AwaitedAttempts
+from gateway.text.token_reader import TextOptions, TokenReader
 from router.policy import NOBODY, Assignment, RoutingPolicy
 from router.state import ClusterState, InstanceKey
 from tests.support.virtual.post import Post
@@ -75,7 +75,7 @@ class VirtualGateway:
         self._by_attempt: dict[str, Stream] = {}
         self._newest_ticket = 0
         self._dead = False
-        self._routes = Routes(self.address, lease_s, timeline.now())
+        self._routes = AwaitedAttempts(self.address, lease_s, timeline.now())
         self._every(self._routes.tick_s, self._keep)
         self._every(SWEEP_S, self._sweep)
 
@@ -116,7 +116,7 @@ class VirtualGateway:
         attempt = stream.attempt = f"{stream.request.request_id}-{stream.attempts}"
         self._by_attempt[attempt] = stream
         decode, prefill = found.decode.address, None if found.prefill is None else found.prefill.address
-        self._routes.open(attempt, Route(stream.reader, decode, prefill, self._timeline.now(), stream.reader.next_position))
+        self._routes.open(attempt, Awaited(stream.reader, decode, prefill, self._timeline.now(), stream.reader.next_position))
         tokens = len(stream.request.prompt) + len(stream.tokens)
         if found.prefill is None:
             self.state.assigned(found.decode.key, self._timeline.now(), tokens, 1, tokens)
