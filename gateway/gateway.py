@@ -29,9 +29,10 @@ from gateway.routes.app import create_app
 from gateway.routes.generating import GeneratingRoutes
 from gateway.routes.status import StatusRoutes
 from gateway.serving.awaited import AwaitedAttempts
-from gateway.serving.dispatcher import Dispatcher, DispatchLimits
+from gateway.serving.dispatcher import Dispatcher
 from gateway.serving.intake import Intake, ModelInfo
 from gateway.serving.journal import Journal
+from gateway.serving.lifecycle import LifeCycle, Limits
 from gateway.serving.metrics import Metrics
 from gateway.serving.pump import Pump
 from gateway.text.codec import TextCodec
@@ -285,21 +286,14 @@ class Gateway:
 
     def _make_dispatcher(self, peers: MessageSender, pump: Pump, metrics: Metrics) -> Dispatcher:
         gateway, health = self._config.gateway, self._config.health
-        return Dispatcher(
-            address=self.address,
-            peers=peers,
-            pump=pump,
-            policy=self._policy,
-            cluster=ClusterState(health.dead_after_s, health.stuck_after_s),
-            journal=Journal(),
-            metrics=metrics,
-            clock=self._clock,
-            limits=DispatchLimits(
-                request_timeout_s=gateway.request_timeout_s,
-                max_attempts=gateway.max_attempts,
-                max_concurrent=gateway.max_concurrent,
-            ),
+        limits = Limits(
+            request_timeout_s=gateway.request_timeout_s,
+            max_attempts=gateway.max_attempts,
+            max_concurrent=gateway.max_concurrent,
         )
+        cluster = ClusterState(health.dead_after_s, health.stuck_after_s)
+        life = LifeCycle(self._policy, cluster, Journal(), limits)
+        return Dispatcher(address=self.address, peers=peers, pump=pump, life=life, metrics=metrics, clock=self._clock)
 
 
 class _Later:

@@ -1,18 +1,23 @@
-"""A request under way at the gateway, the attempt that presently serves it, and what its workers are told of that."""
+"""A request under way at the gateway, the attempt that presently serves it, and what its workers are told of that. Pure."""
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
+from enum import Enum
 
 from core.attempts import Half
 from core.messages import Address, Submit
 from core.tokens import pack_tokens
-from gateway.serving.inbox import Inbox
 from gateway.serving.journal import Entry
-from gateway.text.token_reader import TokenReader
-from router.policy import NOBODY, Assignment
+from router.policy import NOBODY, Assignment, Demand
 from router.state import InstanceKey
+
+
+class State(Enum):
+    HELD = "waits in the gateway for somebody who can serve it"
+    RUNNING = "an attempt serves it"
+    FENCING = "its last attempt is over, and what came of it is still to be taken in"
+    ENDED = "completed, failed or cancelled"
 
 
 @dataclass(slots=True)
@@ -37,23 +42,35 @@ class Attempt:
     def keys(self) -> frozenset[InstanceKey]:
         return frozenset((worker.name, worker.incarnation) for worker in self.workers)
 
+    def needs(self, worker: InstanceKey) -> bool:
+        """Whether the attempt is over without this worker."""
+        prefill = self.assignment.prefill
+        return worker in self.keys and not (prefill is not None and prefill.key == worker and self.decoding)
+
 
 @dataclass(eq=False, slots=True)
 class Generation:
-    """A request under way. `close` it when nobody wants it any more; closing a finished one does nothing."""
+    """A request under way.
+
+    Attributes:
+        expires_s: its deadline.
+        avoid: who has failed it.
+        failures: attempts that failed, less what steady progress has made up for.
+        failed_at_tokens: how many had been delivered when the last one failed.
+        patience_until_s: how long it is held while nobody could serve it; 0 while it is not.
+        refused_until_s: how long workers may go on turning it away; 0 while none does.
+    """
 
     entry: Entry
-    reader: TokenReader
-    inbox: Inbox
-    index: int
     ticket: int
     expires_s: float
+    state: State = State.HELD
     attempt: Attempt | None = None
     avoid: frozenset[InstanceKey] = NOBODY
     failures: int = 0
-    stranded_until_s: float = 0.0
+    failed_at_tokens: int = 0
+    patience_until_s: float = 0.0
     refused_until_s: float = 0.0
-    timer: asyncio.TimerHandle | None = None
 
     @property
     def generation_id(self) -> str:
@@ -61,10 +78,14 @@ class Generation:
 
     @property
     def done(self) -> bool:
-        return self.entry.outcome is not None
+        return self.state is State.ENDED
+
+    @property
+    def demand(self) -> Demand:
+        return Demand(self.entry.request, len(self.entry.tokens))
 
 
-def submits(generation: Generation, attempt: Attempt, gateway: Address, deadline_s: float) -> list[tuple[Address, Submit]]:
+def submits(generation: Generation, attempt: Attempt, gateway: Address, now_s: float) -> list[tuple[Address, Submit]]:
     """What to tell whom, so that they begin the attempt: all that the client may have seen counts as read."""
     request, assignment = generation.entry.request, attempt.assignment
     tokens = pack_tokens([*request.prompt, *generation.entry.tokens])
@@ -79,7 +100,7 @@ def submits(generation: Generation, attempt: Attempt, gateway: Address, deadline
             stage=half.value,
             peer=peer,
             salt=request.salt,
-            deadline_s=max(deadline_s, 1e-3),
+            deadline_s=max(generation.expires_s - now_s, 1e-3),
             ticket=generation.ticket,
         )
 

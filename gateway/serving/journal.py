@@ -42,7 +42,9 @@ class Entry:
 
     @property
     def cached_tokens(self) -> int:
-        return max((report.cached_tokens for report in self.served.values()), default=0)
+        """Of the prompt. A later attempt may find more cached than that: what was generated before."""
+        found = max((report.cached_tokens for report in self.served.values()), default=0)
+        return min(found, len(self.request.prompt))
 
     @property
     def kv_bytes(self) -> int:
@@ -84,12 +86,11 @@ class Journal:
         self.accepted = 0
         self.outcomes: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
 
-    def begin(self, request: Request) -> Entry:
-        entry = Entry(request)
-        entry.times.mark(Stage.ARRIVED, request.arrived_s)
-        self.open[request.request_id] = entry
+    def begin(self, entry: Entry) -> None:
+        """Open the entry. Every entry is opened exactly once."""
+        entry.times.mark(Stage.ARRIVED, entry.request.arrived_s)
+        self.open[entry.request.request_id] = entry
         self.accepted += 1
-        return entry
 
     def end(self, entry: Entry, outcome: Outcome, now_s: float, error: str | None = None) -> None:
         """Close the entry. Every entry is closed exactly once."""

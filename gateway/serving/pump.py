@@ -20,7 +20,6 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import structlog
 
@@ -28,10 +27,10 @@ from core.clock import Clock
 from core.errors import HetServeError, TransferError
 from core.messages import Address, Failed, Heartbeat, Message, TokenItem, Tokens
 from gateway.serving.awaited import Awaited, AwaitedAttempts
-from gateway.text.token_reader import Delta, TokenReader
+from gateway.serving.events import Event, Failure, Fenced, Progress
+from gateway.text.token_reader import TokenReader
 from mail.mailbox import Mailbox
 from mail.peers import MessageSender
-from router.state import InstanceKey
 
 log = structlog.get_logger()
 
@@ -39,28 +38,6 @@ TICK_S = 0.25
 MAX_BATCH = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    attempt: str
-    delta: Delta
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An attempt is over: a worker said so, or (`worker` None) its stream cannot go on."""
-
-    attempt: str
-    worker: InstanceKey | None
-    code: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fenced:
-    attempt: str
-
-
-Event = Progress | Failure | Fenced | Heartbeat
 Deliver = Callable[[list[Event]], None]
 OnFault = Callable[[Exception], None]
 

@@ -115,7 +115,7 @@ class Stage:
 
     def at_rest(self) -> None:
         """Nothing is left of any request, and every accepted one ended in exactly one way."""
-        moving = ("in_flight", "journal_open", "attempts", "instances_with_work", "stranded", "pump_attempts")
+        moving = ("in_flight", "journal_open", "attempts", "instances_with_work", "held", "pump_attempts")
         self.until(lambda: all(self.invariants()[name] == 0 for name in moving))
         counts = self.invariants()
         assert counts["accepted"] == counts["completed"] + counts["failed"] + counts["cancelled"]

@@ -13,12 +13,13 @@ from core.errors import HetServeError, Unavailable
 from core.messages import Address, Cancel, Heartbeat, Message, Submit
 from core.request import Request
 from core.sampling import SamplingParams
-from gateway.serving.dispatcher import Dispatcher, DispatchLimits
+from gateway.serving.dispatcher import Dispatcher
+from gateway.serving.events import Failure, Fenced, Progress
 from gateway.serving.generation import Generation
 from gateway.serving.inbox import Inbox
 from gateway.serving.journal import Journal, Outcome
+from gateway.serving.lifecycle import LifeCycle, Limits
 from gateway.serving.metrics import Metrics
-from gateway.serving.pump import Failure, Fenced, Progress
 from gateway.text.token_reader import Delta, TextOptions, TokenReader
 from router.admission import Admission
 from router.round_robin import RoundRobin
@@ -68,16 +69,14 @@ class Desk:
     def __init__(self, beat: Beat) -> None:
         self.beat = beat
         self.clock, self.peers, self.pump = ManualClock(), RecordingPeers(), FakePump()
+        cluster = ClusterState(dead_after_s=1.5, stuck_after_s=3.0)
         self.dispatcher = Dispatcher(
             address=GATEWAY,
             peers=self.peers,
             pump=self.pump,
-            policy=RoundRobin(Admission(1 << 20)),
-            cluster=ClusterState(dead_after_s=1.5, stuck_after_s=3.0),
-            journal=Journal(),
+            life=LifeCycle(RoundRobin(Admission(1 << 20)), cluster, Journal(), Limits(patience_s=PATIENCE_S)),
             metrics=Metrics(),
             clock=self.clock,
-            limits=DispatchLimits(patience_s=PATIENCE_S),
         )
         self._requests = 0
 
@@ -257,30 +256,30 @@ async def test_who_waits_for_an_instance_between_roles_can_be_closed_and_expires
     desk.dispatcher.sweep()
     assert (first.entry.outcome, second.entry.outcome) == (Outcome.CANCELLED, Outcome.FAILED)
     counts = desk.dispatcher.invariants()
-    assert (counts["in_flight"], counts["stranded"], counts["attempts"], counts["instances_with_work"]) == (0, 0, 0, 0)
+    assert (counts["in_flight"], counts["held"], counts["attempts"], counts["instances_with_work"]) == (0, 0, 0, 0)
     await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("stranded", [False, True])
+@pytest.mark.parametrize("held", [False, True])
 async def test_a_fault_while_a_request_is_tried_again_ends_it_and_no_other(
-    desk: Desk, stranded: bool, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, held: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has no attempt then, so that no answer of a worker would end it any more."""
     desk.beats(desk.beat("m0", role="mixed"))
     first, second = desk.start(), desk.start()
-    if stranded:
+    if held:
         desk.dispatcher.worker_lost(("m0", 1))
         desk.settle()
 
     assign = RoundRobin.assign
 
     def breaks(policy: RoundRobin, request: Request, *rest: object) -> object:
-        if request.request_id == "r1":
+        if request.request.request_id == "r1":
             raise ZeroDivisionError
         return assign(policy, request, *rest)
 
     monkeypatch.setattr(RoundRobin, "assign", breaks)
-    if stranded:
+    if held:
         desk.beats(desk.beat("m1", role="mixed"))
         desk.dispatcher.sweep()
     else:
