@@ -104,8 +104,9 @@ class Intake:
         else:
             prompts = await self._encode_prompts(body)
         self.dispatcher.admit(n * len(prompts))
-        seed = secrets.randbelow(MAX_SEED) if body.seed is None else body.seed
-        sampling = [self._sampling(body, prompt, seed) for prompt in prompts]
+        sampling = [
+            self._sampling(body, prompt, secrets.randbelow(MAX_SEED) if body.seed is None else body.seed) for prompt in prompts
+        ]
         texts = None
         if isinstance(body, CompletionRequest) and body.echo:
             texts = await self.off_loop(lambda: [self.codec.skip_special(prompt) for prompt in prompts])

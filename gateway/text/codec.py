@@ -34,6 +34,9 @@ class TextCodec:
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._fast = getattr(tokenizer, "backend_tokenizer", None)
+        if self._fast is not None:  # a `tokenizer.json` may ask for both; `transformers` turns them off at each call as well
+            self._fast.no_truncation()
+            self._fast.no_padding()
         self.vocab_size = vocab_size
         self.show_all: Decode = self._decoder(skip_special=False)
         self.skip_special: Decode = self._decoder(skip_special=True)

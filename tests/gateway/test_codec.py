@@ -38,6 +38,15 @@ def test_bytes_that_cannot_be_known_are_not_made_up(codec_of):
     assert codec.token_bytes(1) is None
 
 
+def test_a_tokenizer_that_asks_for_truncation_and_padding_gets_neither(byte_level, codec_of):
+    saved = Tokenizer.from_str(byte_level.to_str())
+    saved.enable_truncation(4)
+    saved.enable_padding(length=16)
+    assert (
+        codec_of(saved).encode("a text of 25 characters..", special=False) == byte_level.encode("a text of 25 characters..").ids
+    )
+
+
 def test_chat_logprobs_carry_the_bytes_of_half_a_character(stage, byte_level):
     first, second = byte_level.encode("é", add_special_tokens=False).ids
     stage.worker("m0").letters = {

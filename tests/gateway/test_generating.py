@@ -87,6 +87,24 @@ def test_without_a_seed_the_server_draws_one_for_each_request(stage, http):
     assert seeds[0] != seeds[1]
 
 
+def test_without_a_seed_equal_prompts_of_one_request_draw_apart(stage, http):
+    post(http, prompt=["hi", "hi"], max_tokens=2)
+    seeds = [submit.sampling.seed for submit in stage.workers[0].submits]
+    assert len(set(seeds)) == 2
+
+
+def test_with_a_seed_equal_prompts_of_one_request_draw_alike(stage, http):
+    first, second = post(http, prompt=["hi", "hi"], max_tokens=8, seed=3).json()["choices"]
+    assert first["text"] == second["text"]
+
+
+def test_an_instance_with_a_small_context_does_not_bound_what_a_larger_one_serves(stage, http):
+    stage.worker("large", max_model_len=8192)
+    for _ in range(4):
+        assert post(http, prompt=[1] * 2000, max_tokens=5, seed=1).json()["usage"]["prompt_tokens"] == 2000
+    assert [len(submit.tokens) for submit in stage.workers[0].submits] == []
+
+
 def test_sampling_parameters_reach_the_worker_as_given(stage, http):
     given = {"temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1, "repetition_penalty": 1.2, "presence_penalty": 0.3}
     given |= {"frequency_penalty": -0.4, "min_tokens": 2, "ignore_eos": True, "seed": 9, "max_tokens": 4}
