@@ -1,11 +1,11 @@
-# make demo    serve a small model here, prefill and decode on separate actors, and show what moved
+# make demo    serve a small model here, talk to it, kill a process in the middle of an answer, and show what moved
 # make test    lint, then every test
 # make lint    ruff, mypy --strict, import-linter
 # make lock    write requirements.lock anew, from what is installed
 # make clean   remove everything that make made
 #
-# On a machine without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch's CPU build, a tenth of the size:
-# pip prefers 2.13.0+cpu there to PyPI's 2.13.0.
+# Where there is no NVIDIA driver, torch's CPU build is taken, a tenth of the size, from PyTorch's own index if that answers: pip
+# prefers 2.13.0+cpu there to PyPI's 2.13.0. To decide it otherwise: make TORCH_INDEX= demo, or make TORCH_INDEX=https://... demo
 # The environment is made once, in .venv, from requirements.lock. Another interpreter: make PYTHON=python3.12 test
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -13,6 +13,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Looked up when it is used, which is once, when the environment is made.
+TORCH_INDEX ?= $(shell $(or $(PYTHON),false) scripts/torch_index.py)
 
 # Compute threads of the tests themselves: two cores are shared by many small processes.
 test: export OMP_NUM_THREADS ?= 1

@@ -79,6 +79,7 @@ class _Holder:
         self._factory = factory
         self._spec = spec
         self._held: Held | None = None
+        self._is_started = False
 
     @_group("life")
     def start(self) -> InstanceReport | GatewayReport:
@@ -87,6 +88,7 @@ class _Holder:
         self._held = resolve(self._factory)(self._spec)
         import_s = time.perf_counter() - began_s
         report = self._held.start()
+        self._is_started = True
         other_s = time.perf_counter() - began_s - import_s - sum(report.seconds.values())
         return replace(report, seconds={"imports": import_s, **report.seconds, "other": max(0.0, other_s)})
 
@@ -110,7 +112,8 @@ class _Holder:
 
     @_group("control")
     def stop(self) -> None:
-        if self._held is not None:
+        """Nothing, while it still starts: whoever wants that to end has to end the process."""
+        if self._held is not None and self._is_started:
             self._held.stop()
 
     @_group("control")

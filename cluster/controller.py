@@ -164,7 +164,8 @@ class Controller:
         self._fleet.kill(name)
 
     def stop(self, drain_timeout_s: float = 0.0, hurry: threading.Event | None = None) -> bool:
-        """Replace nobody any more, let running requests end, then end every member. Idempotent.
+        """Replace nobody any more, let running requests end, then end every member. Idempotent. A member that still starts has
+        nothing to bring to an end, and would not hear of it while it loads: it is killed at once.
 
         Returns whether everything was drained in time. `hurry` cuts draining short.
         """
@@ -173,7 +174,10 @@ class Controller:
             self._thread.join()
         drained = drain_timeout_s <= 0 or self._drain(drain_timeout_s, hurry or threading.Event())
         for name in self._fleet.names():
-            self._fleet.tell(name, "stop")
+            if self._reconciler.slots[name].phase is Phase.READY:
+                self._fleet.tell(name, "stop")
+            else:
+                self._fleet.kill(name)
         self._await_ends(STOP_PATIENCE_S)
         for name in self._fleet.names():
             self._fleet.kill(name)

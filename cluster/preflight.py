@@ -9,20 +9,20 @@ from pathlib import Path
 
 from core.config import ClusterConfig, GatewayConfig
 from core.errors import LaunchError, ModelError, PortInUse
-from instance.model_source import is_hub_id
+from instance.model_source import is_named
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def check(config: ClusterConfig) -> None:
-    """A model that is still an id is left to the processes that will find it, each on its own machine.
+    """A model that is still a name is left to the processes that will find it, each on its own machine.
 
     Raises:
         ModelError, PortInUse, LaunchError.
     """
     check_port(config.gateway)
-    if is_hub_id(config.model):
+    if is_named(config.model):
         return
     check_model(config.model, weights=runs_torch(config))
 

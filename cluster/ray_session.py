@@ -90,7 +90,7 @@ class RaySession:
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
             options["_system_config"] = dict(LOCAL_SYSTEM_CONFIG)
         try:
-            with _own_signals():
+            with _own_signals(), _own_words(verbose):
                 ray.init(address=address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = "on this machine" if address is None else f"at {address}"
@@ -145,6 +145,21 @@ def _own_signals() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _own_words(verbose: bool) -> Iterator[None]:
+    """Unless `verbose`: without the thread by which Ray prints a paragraph on the driver's standard output for each worker that
+    dies. It has no option for that, and the controller has a line of its own for the event."""
+    from ray._private import worker
+
+    before = worker.listen_error_messages
+    if not verbose:
+        worker.listen_error_messages = lambda worker, threads_stopped: None
+    try:
+        yield
+    finally:
+        worker.listen_error_messages = before
 
 
 def read_environment_again() -> None:

@@ -167,6 +167,10 @@ class AsyncClient:
         """Generations that finished lately and how they were served, newest first (HetServe alone)."""
         return parsing.requests(await self._get("debug/requests", "list of requests"))
 
+    async def running(self) -> tuple[Trace, ...]:
+        """Generations that run now, and who serves them so far (HetServe alone)."""
+        return parsing.running(await self._get("debug/requests", "list of requests"))
+
     async def _default_model(self) -> str:
         if self._model is None:
             self._model = exchange.only_model(tuple(model.id for model in await self.models()))

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from hetserve._app_path import ServerMissing
 from hetserve.bench.workload import TraceError
 from hetserve.commands.bench import bench
+from hetserve.commands.chat import chat
 from hetserve.commands.check import check
 from hetserve.commands.demo import demo
 from hetserve.commands.make_model import make_model
@@ -75,7 +76,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (serve, demo, status, bench, make_model, check, version):
+for command in (serve, demo, chat, status, bench, make_model, check, version):
     app.command(command.__name__.replace("_", "-"))(command)
 
 

@@ -166,6 +166,10 @@ class Client:
         """Generations that finished lately and how they were served, newest first (HetServe alone)."""
         return parsing.requests(self._get("debug/requests", "list of requests"))
 
+    def running(self) -> tuple[Trace, ...]:
+        """Generations that run now, and who serves them so far (HetServe alone)."""
+        return parsing.running(self._get("debug/requests", "list of requests"))
+
     def _default_model(self) -> str:
         if self._model is None:
             self._model = exchange.only_model(tuple(model.id for model in self.models()))

@@ -96,6 +96,11 @@ def requests(data: Json) -> tuple[Trace, ...]:
         return tuple(_trace(item) for item in data["recent"])
 
 
+def running(data: Json) -> tuple[Trace, ...]:
+    with promised("list of requests"):
+        return tuple(_trace(item) for item in data["running"])
+
+
 def _choice(data: Json) -> Choice:
     """A choice of either endpoint, whole (`text`, `message`) or a piece (`text`, `delta`)."""
     message = data.get("message") or data.get("delta")

@@ -1,4 +1,4 @@
-"""Where a model's folder comes from: it is one, or its id on the Hugging Face Hub names one.
+"""Where a model's folder comes from: it is one, it came with HetServe, or its id on the Hugging Face Hub names one.
 
 What is in this machine's cache and complete is used without asking the Hub; the rest is downloaded there, by the Hub's own
 client, with its own progress bars. `HF_HUB_OFFLINE`, `HF_HOME`, `HF_TOKEN` and the client's other variables are honoured: it
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from core.config import ClusterConfig
 from core.errors import ModelError
+from instance.embedded import embedded_folder, is_embedded
 
 PATTERNS = ("*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja")
 WEIGHTS = "*.safetensors"
@@ -33,16 +34,24 @@ def is_hub_id(model: str) -> bool:
     return _HUB_ID.fullmatch(model) is not None and not Path(model).is_dir()
 
 
+def is_named(model: str) -> bool:
+    """Whether `model` is a name that every process looks up on its own machine: an id, or that of a model that comes with
+    HetServe."""
+    return is_embedded(model) or is_hub_id(model)
+
+
 def model_folder(model: str, *, weights: bool = True, download: Download | None = None) -> str:
-    """A folder with the model on this machine; what is neither a folder nor an id is left for others to refuse.
+    """A folder with the model on this machine; what is neither a folder nor a name is left for others to refuse.
 
     Args:
         weights: False leaves them where they are: the rest is enough to tokenise.
         download: takes the place of the Hub's client.
 
     Raises:
-        ModelError: naming the id, and why it cannot be had.
+        ModelError: naming the model, and why it cannot be had.
     """
+    if is_embedded(model):
+        return str(embedded_folder(model))
     if not is_hub_id(model):
         return model
     patterns = [pattern for pattern in PATTERNS if weights or pattern != WEIGHTS]
@@ -57,8 +66,8 @@ def model_folder(model: str, *, weights: bool = True, download: Download | None 
 
 
 def named_as_asked(config: ClusterConfig) -> ClusterConfig:
-    """The configuration, with an id as the name that clients use unless there is another."""
-    if config.gateway.served_model_name is not None or not is_hub_id(config.model):
+    """The configuration, with a name that is looked up as the name that clients use unless there is another."""
+    if config.gateway.served_model_name is not None or not is_named(config.model):
         return config
     gateway = config.gateway.model_copy(update={"served_model_name": config.model})
     return config.model_copy(update={"gateway": gateway})

@@ -11,13 +11,15 @@ from typing import Self
 
 
 class Interrupts:
-    """While installed, a signal sets `asked`; inside `at_once` it also raises KeyboardInterrupt, there and then.
+    """While installed, a signal sets `asked`; inside `at_once` it also raises KeyboardInterrupt, there and then. `terminated` is
+    whether one of them was SIGTERM: a command that goes on after Ctrl-C clears `asked`, and still ends on that.
 
     Main thread only. What was installed before is put back on leaving.
     """
 
     def __init__(self) -> None:
         self.asked = threading.Event()
+        self.terminated = False
         self._raises = False
 
     @contextmanager
@@ -40,8 +42,9 @@ class Interrupts:
         finally:
             self._raises = False
 
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.asked.set()
+        self.terminated = self.terminated or number == signal.SIGTERM
         if self._raises:
             self._raises = False
             raise KeyboardInterrupt

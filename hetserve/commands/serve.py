@@ -20,7 +20,10 @@ _POOLS, _ENGINE, _HTTP = "Pools", "Engine", "HTTP"
 
 def serve(
     model: Annotated[
-        str | None, typer.Argument(help="A model folder, or an id on the Hugging Face Hub.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="A model folder, an id on the Hugging Face Hub, or demo: the model that comes with HetServe.", show_default=False
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A cluster's YAML file; flags win over it.", dir_okay=False)] = None,
     prefill: Annotated[int | None, typer.Option(min=0, help="Prefill instances.  [default: 1]", rich_help_panel=_POOLS)] = None,
@@ -92,6 +95,7 @@ def serve_config(settings: dict[str, Any], pools: PoolFlags, file: Path | None, 
         ConfigError: naming the wrong key.
     """
     from core.config import load_config, parse_config
+    from instance.embedded import is_embedded
 
     local = not (ray_address or os.environ.get("RAY_ADDRESS"))
     if file is not None:
@@ -99,10 +103,11 @@ def serve_config(settings: dict[str, Any], pools: PoolFlags, file: Path | None, 
     elif "model" in settings:
         base = _nested(settings)
     else:
-        raise UsageError("give a MODEL, or --config FILE")
+        raise UsageError("give a MODEL (demo is the small one that comes with HetServe), or --config FILE")
     data = with_flags(base, pools, local=local)
-    folder = Path(data["model"]).expanduser()
-    data["model"] = str(folder.resolve()) if folder.is_dir() else data["model"]
+    if not is_embedded(data["model"]):
+        folder = Path(data["model"]).expanduser()
+        data["model"] = str(folder.resolve()) if folder.is_dir() else data["model"]
     return parse_config(data)
 
 

@@ -342,6 +342,20 @@ def test_members_that_do_not_stop_when_told_are_killed(configure: Configure, fle
     assert fleet.live == {}
 
 
+def test_a_member_that_still_starts_is_killed_at_once_by_a_stop(controller: Controller, fleet: FakeFleet) -> None:
+    bring_up(controller, fleet)
+    fleet.end("decode-0", "killed")
+    while len(fleet.incarnations("decode-0")) < 2:
+        controller.turn()
+    fleet.told.clear()
+    controller.stop()
+    assert (GATEWAY, "stop") in fleet.told
+    assert ("prefill-0", "stop") in fleet.told
+    assert ("decode-0", "stop") not in fleet.told
+    assert fleet.killed == ["decode-0"]
+    assert fleet.live == {}
+
+
 def test_a_controller_that_dies_says_so(controller: Controller, fleet: FakeFleet) -> None:
     def broken(timeout_s: float) -> list[Event]:
         raise RuntimeError("ray is gone")

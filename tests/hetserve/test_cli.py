@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -12,11 +11,8 @@ from typer.testing import CliRunner
 
 from core.errors import ModelError
 from hetserve import __version__, cli
-from hetserve.commands import demo as demo_module
-from hetserve.commands.demo import Served, printable, served_table, size
 from hetserve.commands.pools import PoolFlags
 from hetserve.commands.serve import serve_config
-from hetserve.parsing import requests
 from tests.hetserve.fake_server import Exchange, completion_chunk, serving, usage_chunk
 
 INSTANCE = {
@@ -86,6 +82,8 @@ def test_version_is_printed() -> None:
         ("bench", "--url", "ftp://x"),
         ("status", "--url", "nonsense"),
         ("make-model", "/tmp/x", "--dtype", "int3"),
+        ("demo", "--model", "/tmp", "--size", "tiny"),
+        ("chat", "--url", "nonsense"),
     ],
 )
 def test_wrong_usage_exits_2_with_no_traceback(arguments: tuple[str, ...]) -> None:
@@ -93,6 +91,12 @@ def test_wrong_usage_exits_2_with_no_traceback(arguments: tuple[str, ...]) -> No
     assert (code, out) == (2, "")
     assert err
     assert "Traceback" not in err
+
+
+def test_serve_without_a_model_says_which_there_is() -> None:
+    code, _, err = run("serve")
+    assert code == 2
+    assert "demo is the small one that comes with HetServe" in err
 
 
 def test_a_wrong_key_is_named_by_its_path(tmp_path: Path) -> None:
@@ -158,6 +162,18 @@ def test_a_model_alone_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [(pool.role.value, pool.replicas) for pool in config.pools] == [("prefill", 1), ("decode", 1)]
 
 
+def test_demo_is_the_model_that_comes_with_hetserve_and_a_folder_of_that_name_is_asked_for_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "demo").mkdir()
+    file = tmp_path / "cluster.yaml"
+    file.write_text("model: demo\npools: [{role: mixed}]\n")
+    monkeypatch.chdir(tmp_path)
+    assert serve_config({"model": "demo"}, PoolFlags(), None, None).model == "demo"
+    assert serve_config({}, PoolFlags(), file, None).model == "demo"
+    assert serve_config({"model": "./demo"}, PoolFlags(), None, None).model == str(tmp_path / "demo")
+
+
 def test_check_prints_what_a_file_comes_to_without_its_key(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text("model: m\ngateway: {api_key: very-secret}\npools: [{role: mixed}]\n")
@@ -211,57 +227,3 @@ def test_bench_replays_a_trace_and_fails_when_nothing_was_answered(tmp_path: Pat
         sent = [len(x.json()["prompt"]) for x in server.seen if x.path == "/v1/completions"]
     assert (code, sorted(sent)) == (1, [5, 6])
     assert "RateLimited (overloaded)" in out
-
-
-# --- demo, but for the cluster ----------------------------------------------------------------------------------------
-
-
-def trace_of(**fields: Any) -> dict[str, Any]:
-    trace = {"id": "r", "prefill": "prefill-0", "decode": "decode-0", "local": False, "outcome": "completed", "kv_bytes": 2048}
-    return {**trace, **fields}
-
-
-def demo_against(trace: dict[str, Any] | None) -> list[Served]:
-    from io import StringIO
-
-    from rich.console import Console
-
-    def script(x: Exchange) -> None:
-        assert x.headers["x-hetserve-trace"] == "1"
-        x.begin_stream()
-        for text in ("Hel", "lo\x1b[2J"):
-            choice = {"index": 0, "text": text, "finish_reason": None}
-            x.event({"id": "c", "created": 1, "model": "demo", "choices": [choice]})
-        x.event(usage_chunk(5, 2, hetserve=trace))
-        x.event("[DONE]")
-
-    with serving(script) as server:
-        return demo_module.ask(Console(file=StringIO()), server.url, 2, 0)
-
-
-def test_demo_accepts_disaggregated_answers_and_counts_what_moved() -> None:
-    served = demo_against(trace_of())
-    assert len(served) == 4
-    assert all(item.error is None and item.trace is not None and item.trace.kv_bytes == 2048 for item in served)
-    assert served_table(served).row_count == 4
-
-
-@pytest.mark.parametrize("trace", [None, trace_of(local=True), trace_of(kv_bytes=0), trace_of(prefill="decode-0")])
-def test_demo_fails_answers_that_were_not_disaggregated(trace: dict[str, Any] | None) -> None:
-    assert all(item.error is not None for item in demo_against(trace))
-
-
-def test_demo_keeps_control_characters_from_the_terminal() -> None:
-    assert printable("a\x1b[2J\nb\u202e") == "a\N{REPLACEMENT CHARACTER}[2J\nb\N{REPLACEMENT CHARACTER}"
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2_000_000, "2.0 MB"), (3e15, "3000.0 TB")]
-)
-def test_sizes_are_readable(count: int, text: str) -> None:
-    assert size(count) == text
-
-
-def test_journal_entries_say_whether_they_were_disaggregated() -> None:
-    entries = requests({"recent": [trace_of(), trace_of(local=True)], "running": []})
-    assert [entry.disaggregated for entry in entries] == [True, False]

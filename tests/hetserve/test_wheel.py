@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -52,6 +53,38 @@ def test_every_server_file_travels_and_nothing_else(wheel: Path) -> None:
     assert layers == folders
     assert tracked <= packed
     assert not [name for name in names if name.endswith((".pyc", ".so")) or name.startswith(("tests", "benchmarks"))]
+
+
+def model_files() -> set[str]:
+    """What git tracks of the models, or all that is there where this is no checkout."""
+    listed = subprocess.run(["git", "ls-files", "hetserve/models"], cwd=REPO, capture_output=True, text=True)
+    there = {str(path.relative_to(REPO)) for path in (REPO / "hetserve" / "models").rglob("*") if path.is_file()}
+    return set(listed.stdout.split()) if listed.returncode == 0 else {name for name in there if "__pycache__" not in name}
+
+
+def test_the_models_travel_in_the_wheel_and_in_the_sdist(wheel: Path, tmp_path: Path) -> None:
+    run([sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)], cwd=REPO)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as packed:
+        in_sdist = {name.partition("/")[2] for name in packed.getnames()}
+    in_wheel = set(zipfile.ZipFile(wheel).namelist())
+    needed = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    needed += ("chat_template.jinja", "README.md", "LICENSE")
+    wanted = {f"hetserve/models/{model}/{name}" for model in ("demo", "demo-draft") for name in needed} | model_files()
+    assert wanted <= in_wheel
+    assert wanted <= in_sdist
+
+
+def test_the_models_are_small() -> None:
+    assert sum((REPO / name).stat().st_size for name in model_files()) <= 16_000_000
+
+
+def test_an_installed_server_finds_the_model_that_came_with_it(installed: Path, tmp_path: Path) -> None:
+    code = "from hetserve._app_path import use_app; use_app(); import instance.embedded as e; print(e.embedded_folder('demo'))"
+    found = run([sys.executable, "-P", "-c", code], tmp_path, installed)
+    assert found.split() == [str(installed / "hetserve" / "models" / "demo")]
+    code = "import hetserve.models as m; print(m.DEMO, (m.DEMO_DRAFT / 'model.safetensors').is_file())"
+    assert run([sys.executable, "-P", "-c", code], tmp_path, installed).split()[-1] == "True"
 
 
 def test_the_installed_command_and_client_run_from_the_wheel(installed: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Questions about HetServe, answered from its documentation."""

@@ -1,0 +1,1 @@
+"""Stories: a cast, a plot, and what a request asked for."""
