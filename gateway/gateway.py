@@ -133,7 +133,8 @@ class Gateway:
             raise self._failure
 
     def drain(self, timeout_s: float) -> bool:
-        """Refuse new requests with 503 and wait for those under way; False if some were left after `timeout_s`."""
+        """Refuse new requests with 503, and wait until those under way are answered, to the last byte that a slow client takes;
+        False if some were left after `timeout_s`."""
         return self._call(self._drain(timeout_s))
 
     def wait(self) -> None:
@@ -192,12 +193,14 @@ class Gateway:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _drain(self, timeout_s: float) -> bool:
-        assert self._dispatcher is not None
-        self._dispatcher.draining = True
+        dispatcher, server = self._dispatcher, self._server
+        assert dispatcher is not None
+        assert server is not None
+        dispatcher.draining = True
         deadline_s = self._clock.now() + timeout_s
-        while self._dispatcher.in_flight and self._clock.now() < deadline_s:
+        while (left := dispatcher.in_flight + server.answering) and self._clock.now() < deadline_s:
             await asyncio.sleep(0.02)
-        return self._dispatcher.in_flight == 0
+        return left == 0
 
     def _run(self) -> None:
         try:

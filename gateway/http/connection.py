@@ -45,6 +45,12 @@ class Connection(HttpToolsProtocol):
         else:
             self._time_reading()
 
+    @property
+    def answering(self) -> bool:
+        """Whether an answer is being made, or some of one waits for a client that reads slowly."""
+        making = self.cycle is not None and not self.cycle.response_complete
+        return making or self.transport.get_write_buffer_size() > 0
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timing()
         super().connection_lost(exc)

@@ -73,6 +73,11 @@ class HttpServer:
     def connections(self) -> int:
         return len(self._server.server_state.connections)
 
+    @property
+    def answering(self) -> int:
+        """Connections on which an answer is still on its way."""
+        return sum(cast(Connection, connection).answering for connection in self._server.server_state.connections)
+
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
