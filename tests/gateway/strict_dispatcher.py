@@ -26,8 +26,8 @@ class Client:
 
 
 class StrictDispatcher:
-    """`launched` holds every attempt there ever was, and of which generation; `open` ones are listened to, `fencing` ones are to be
-    answered with `Fenced`. A Submit to one of `unreachable` cannot be sent."""
+    """`launched` holds every attempt there ever was, and of which generation; `open` ones are listened to, `fencing` ones are to
+    be answered with `Fenced`. A Submit to one of `unreachable` cannot be sent."""
 
     def __init__(self, life: LifeCycle) -> None:
         self.life = life
