@@ -202,7 +202,7 @@ class LifeCycle:
         elif isinstance(event, Progress) and generation.state is State.FENCING:
             self._late(generation, event.delta, now_s)
         if generation.done:
-            self._try_held(now_s)
+            self._released(now_s)
         return self._taken()
 
     def unreachable(self, attempt_id: str, worker: InstanceKey, now_s: float) -> list[Action]:
@@ -227,7 +227,7 @@ class LifeCycle:
             if not generation.done:
                 late = f"the request took longer than {self._limits.request_timeout_s:g} s"
                 self._fail(generation, DeadlineExceeded(late), now_s)
-        self._try_held(now_s)
+        self._try_held(now_s, waiting=True)
         return self._taken()
 
     def cancel(self, generation: Generation, now_s: float) -> list[Action]:
@@ -237,7 +237,7 @@ class LifeCycle:
             self._abandon(generation)
             self._end(generation, Outcome.CANCELLED, None, now_s)
             if ran:
-                self._try_held(now_s)
+                self._released(now_s)
         return self._taken()
 
     def fail(self, generation_id: str, error: HetServeError, now_s: float) -> list[Action]:
@@ -245,7 +245,7 @@ class LifeCycle:
         generation = self._live.get(generation_id)
         if generation is not None:
             self._fail(generation, error, now_s)
-            self._try_held(now_s)
+            self._released(now_s)
         return self._taken()
 
     def close(self, error: HetServeError, now_s: float) -> list[Action]:
@@ -444,18 +444,26 @@ class LifeCycle:
         """How many have never been tried because the policy says so."""
         return sum(not (held.patience_until_s or held.entry.assignments) for _, _, held in self._held)
 
-    def _try_held(self, now_s: float) -> None:
-        """Those that are due first, until the policy holds one again. Who waits for somebody to come back is in nobody's way, and
-        whoever stands before it does not make it wait longer than that."""
+    def _released(self, now_s: float) -> None:
+        """There is room: try those whom the policy holds. It brings nobody back: who waits for that, and many may, is not asked
+        about."""
+        self._try_held(now_s, waiting=False)
+
+    def _try_held(self, now_s: float, *, waiting: bool) -> None:
+        """Those that are due first, until the policy holds one again; those who wait for somebody to come back only if `waiting`.
+        These are in nobody's way, and whoever stands before them does not make them wait longer than their patience."""
         held, self._held = self._held, []
         stopped = False
         for item in held:
             generation = item[2]
-            if stopped and not 0.0 < generation.patience_until_s <= now_s:
+            due = not stopped
+            if generation.patience_until_s:
+                due = waiting and (due or generation.patience_until_s <= now_s)
+            if due:
+                self._place(generation, now_s)
+                stopped |= generation.state is State.HELD and not generation.patience_until_s
+            else:
                 self._held.append(item)
-                continue
-            self._place(generation, now_s)
-            stopped |= generation.state is State.HELD and not generation.patience_until_s
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

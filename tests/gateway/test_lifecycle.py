@@ -542,6 +542,25 @@ def test_whoever_is_held_is_tried_again_when_another_makes_room(desk: Desk, end:
     assert running.done
 
 
+def test_at_an_end_nobody_asks_about_those_who_wait_for_an_instance_to_come_back(desk: Desk) -> None:
+    """It brings none back, and with a thousand of them each end would hold up the gateway for 30 ms."""
+    desk.mixed("m0")
+    waiting = [desk.arrive() for _ in range(5)]
+    desk.mixed("m1")
+    desk.policy.instead["*"] = Assignment(None, desk.cluster.snapshot().instances[1], 0.1, 0.01, "")
+    desk.arrive("running")
+    desk.policy.instead["*"] = FULL
+    desk.arrive("held")
+    desk.policy.instead = {each.generation_id: Rejection("nobody") for each in waiting}
+    desk.lose("m0")
+    desk.settle()
+    desk.policy.asked.clear()
+    desk.says("running-1", 7, finish=FinishReason.STOP)
+    assert [name for name, *_ in desk.policy.asked] == ["held"]
+    desk.tick()
+    assert {name for name, *_ in desk.policy.asked} == {"held", *desk.policy.instead}
+
+
 def test_a_cancelled_one_that_was_held_makes_no_room(desk: Desk) -> None:
     desk.mixed("m0")
     desk.policy.instead["*"] = FULL
