@@ -664,6 +664,23 @@ def test_those_that_ended_are_not_kept_until_their_deadline(desk: Desk) -> None:
     assert desk.client(stays).error.code == "deadline_exceeded"
 
 
+def test_clearing_away_those_that_ended_keeps_deadlines_in_order(desk: Desk) -> None:
+    desk.mixed("m0")
+    generations = []
+    for _ in range(200):
+        desk.now_s += 0.1
+        generations.append(desk.arrive())
+    desk.now_s = 1000.0 + 0.1 * 31 + 100.0
+    desk.mixed("m0")
+    desk.tick()
+    assert sum(each.done for each in generations) in (30, 31)
+    for each in generations[::3] + generations[1::3] + generations[2::6]:
+        desk.cancel(each)
+    deadlines = [item[:2] for item in desk.life._deadlines]
+    assert len(deadlines) < 100
+    assert all(deadlines[(at - 1) // 2] <= deadlines[at] for at in range(1, len(deadlines)))
+
+
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
