@@ -90,8 +90,9 @@ class Dispatcher:
         Raises:
             Overloaded, Unavailable: it is refused now.
         """
+        stream = _Stream(TokenReader(request.prompt, options), inbox, index)
         generation, actions = self._life.arrive(request, self._clock.now())
-        self._streams[request.request_id] = _Stream(TokenReader(request.prompt, options), inbox, index)
+        self._streams[request.request_id] = stream
         self._metrics.accepted(len(request.prompt))
         self._carry_out(actions)
         return generation
@@ -137,25 +138,35 @@ class Dispatcher:
 
     def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:
-            match action:
-                case Deliver(generation, delta, gap_s):
-                    stream = self._streams[generation.generation_id]
-                    if delta.tokens:
-                        self._metrics.tokens(generation.entry, len(delta.tokens), gap_s)
-                    stream.inbox.put(stream.index, delta)
-                case Launch(generation, attempt):
-                    self._launch(generation, attempt)
-                case Stop(attempt):
-                    for worker in attempt.workers:
-                        self._peers.send(worker.mailbox, Cancel(attempt=attempt.attempt_id))
-                case Fence(attempt, error):
-                    self._metrics.retried(error.code)
-                    log.info("attempt failed", attempt=attempt.attempt_id, code=error.code, reason=str(error))
-                    self._pump.fence(attempt.attempt_id)
-                case Close(attempt):
-                    self._pump.close(attempt.attempt_id)
-                case End(generation, error):
-                    self._end(generation, error)
+            try:
+                self._do(action)
+            except Exception:  # a bug met for one generation ends that one: the actions of others stand behind it
+                log.exception("cannot carry out", kind=type(action).__name__)
+                if isinstance(action, Launch | Deliver | End):
+                    self._fail(action.generation.generation_id)
+                else:
+                    self._fail(self._life.serving(action.attempt.attempt_id))
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Deliver(generation, delta, gap_s):
+                stream = self._streams[generation.generation_id]
+                if delta.tokens:
+                    self._metrics.tokens(generation.entry, len(delta.tokens), gap_s)
+                stream.inbox.put(stream.index, delta)
+            case Launch(generation, attempt):
+                self._launch(generation, attempt)
+            case Stop(attempt):
+                for worker in attempt.workers:
+                    self._peers.send(worker.mailbox, Cancel(attempt=attempt.attempt_id))
+            case Fence(attempt, error):
+                self._pump.fence(attempt.attempt_id)
+                self._metrics.retried(error.code)
+                log.info("attempt failed", attempt=attempt.attempt_id, code=error.code, reason=str(error))
+            case Close(attempt):
+                self._pump.close(attempt.attempt_id)
+            case End(generation, error):
+                self._end(generation, error)
 
     def _launch(self, generation: Generation, attempt: Attempt) -> None:
         assignment = attempt.assignment
@@ -178,6 +189,10 @@ class Dispatcher:
         self._metrics.ended(generation.entry)
 
     def _fail(self, generation_id: str | None) -> None:
-        if generation_id is not None:
-            error = HetServeError("the gateway failed to handle the answer of a worker")
-            self._carry_out(self._life.fail(generation_id, error, self._clock.now()))
+        """Tell the client, also where the life cycle has ended the generation already and its `End` is still to come."""
+        if generation_id is None:
+            return
+        error = HetServeError("the gateway failed to handle the answer of a worker")
+        if generation_id in self._streams:
+            self._streams[generation_id].inbox.fail(error)
+        self._carry_out(self._life.fail(generation_id, error, self._clock.now()))

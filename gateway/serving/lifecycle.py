@@ -47,6 +47,9 @@ from gateway.text.token_reader import Delta
 from router.policy import NOBODY, Assignment, Decision, Hold, Rejection, RoutingPolicy
 from router.state import ClusterState, InstanceKey
 
+SPARE_DEADLINES = 64
+"""So many more than twice the living are remembered before those of the ended are cleared away."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -166,7 +169,7 @@ class LifeCycle:
         found = self._policy.assign(generation.demand, self.cluster.snapshot(), NOBODY)
         if isinstance(found, Rejection) and not (self.cluster.snapshot().settling and found.retry_after_s is None):
             raise found.error()
-        if isinstance(found, Hold) and len(self._held) >= self._limits.max_held:
+        if isinstance(found, Hold) and self._held_arrivals() >= self._limits.max_held:
             raise found.error()
         self._newest_ticket += 1
         self.journal.begin(generation.entry)
@@ -198,6 +201,8 @@ class LifeCycle:
                 self._failure(generation, generation.attempt, event, now_s)
         elif isinstance(event, Progress) and generation.state is State.FENCING:
             self._late(generation, event.delta, now_s)
+        if generation.done:
+            self._released(now_s)
         return self._taken()
 
     def unreachable(self, attempt_id: str, worker: InstanceKey, now_s: float) -> list[Action]:
@@ -222,7 +227,7 @@ class LifeCycle:
             if not generation.done:
                 late = f"the request took longer than {self._limits.request_timeout_s:g} s"
                 self._fail(generation, DeadlineExceeded(late), now_s)
-        self._try_held(now_s)
+        self._try_held(now_s, waiting=True)
         return self._taken()
 
     def cancel(self, generation: Generation, now_s: float) -> list[Action]:
@@ -232,7 +237,7 @@ class LifeCycle:
             self._abandon(generation)
             self._end(generation, Outcome.CANCELLED, None, now_s)
             if ran:
-                self._try_held(now_s)
+                self._released(now_s)
         return self._taken()
 
     def fail(self, generation_id: str, error: HetServeError, now_s: float) -> list[Action]:
@@ -240,6 +245,7 @@ class LifeCycle:
         generation = self._live.get(generation_id)
         if generation is not None:
             self._fail(generation, error, now_s)
+            self._released(now_s)
         return self._taken()
 
     def close(self, error: HetServeError, now_s: float) -> list[Action]:
@@ -288,7 +294,6 @@ class LifeCycle:
                 self._forget(generation)
                 self._close(attempt)
             self._end(generation, Outcome.COMPLETED, None, now_s)
-            self._try_held(now_s)
 
     def _late(self, generation: Generation, delta: Delta, now_s: float) -> None:
         """Of an attempt that is being fenced: what came before the fence counts, the end too."""
@@ -334,7 +339,7 @@ class LifeCycle:
             self._move(generation, error)
 
     def _lost(self, key: InstanceKey, how: str, now_s: float) -> None:
-        for generation in list(self._at.get(key, ())):
+        for generation in sorted(self._at.get(key, ()), key=lambda each: each.ticket):
             if generation.attempt is not None and generation.attempt.needs(key):
                 self._fail_attempt(generation, WorkerLost(f"{key[0]} {how}"), frozenset({key}), now_s)
 
@@ -435,15 +440,30 @@ class LifeCycle:
             due_s = min(due_s, request.arrived_s + request.slo.ttft_s)
         insort(self._held, (due_s, generation.ticket, generation))
 
-    def _try_held(self, now_s: float) -> None:
-        """Those that are due first, until the policy holds one again. Who waits for somebody to come back is in nobody's way."""
+    def _held_arrivals(self) -> int:
+        """How many have never been tried because the policy says so."""
+        return sum(not (held.patience_until_s or held.entry.assignments) for _, _, held in self._held)
+
+    def _released(self, now_s: float) -> None:
+        """There is room: try those whom the policy holds. It brings nobody back: who waits for that, and many may, is not asked
+        about."""
+        self._try_held(now_s, waiting=False)
+
+    def _try_held(self, now_s: float, *, waiting: bool) -> None:
+        """Those that are due first, until the policy holds one again; those who wait for somebody to come back only if `waiting`.
+        These are in nobody's way, and whoever stands before them does not make them wait longer than their patience."""
         held, self._held = self._held, []
-        for at, (_, _, generation) in enumerate(held):
-            before = len(self._held)
-            self._place(generation, now_s)
-            if len(self._held) > before and not generation.patience_until_s:
-                self._held = sorted([*self._held, *held[at + 1 :]])
-                return
+        stopped = False
+        for item in held:
+            generation = item[2]
+            due = not stopped
+            if generation.patience_until_s:
+                due = waiting and (due or generation.patience_until_s <= now_s)
+            if due:
+                self._place(generation, now_s)
+                stopped |= generation.state is State.HELD and not generation.patience_until_s
+            else:
+                self._held.append(item)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -456,6 +476,9 @@ class LifeCycle:
             self._held = [item for item in self._held if item[2] is not generation]
         generation.state = State.ENDED
         del self._live[generation.generation_id]
+        if len(self._deadlines) > 2 * len(self._live) + SPARE_DEADLINES:
+            self._deadlines = [item for item in self._deadlines if not item[2].done]
+            heapq.heapify(self._deadlines)
         self.journal.end(generation.entry, outcome, now_s, None if error is None else error.code)
         self._actions.append(End(generation, error))
 

@@ -9,9 +9,9 @@ import pytest
 
 from core.clock import ManualClock
 from core.config import Role
-from core.errors import HetServeError, Unavailable
+from core.errors import HetServeError, Overloaded, Unavailable
 from core.messages import Address, Cancel, Heartbeat, Message, Submit
-from core.request import Request
+from core.request import FinishReason, Request
 from core.sampling import SamplingParams
 from gateway.serving.dispatcher import Dispatcher
 from gateway.serving.events import Failure, Fenced, Progress
@@ -36,27 +36,36 @@ class FakePump:
 
     def __init__(self) -> None:
         self.fenced: list[str] = []
+        self.calls: list[str] = []
+        self.opened: list[tuple[str, str, str | None]] = []
         self.open_attempts = 0
 
     def open(self, attempt: str, reader: TokenReader, decode: Address, prefill: Address | None) -> None:
         self.open_attempts += 1
+        self.opened.append((attempt, decode.name, None if prefill is None else prefill.name))
+        self.calls.append(f"open {attempt}")
 
     def close(self, attempt: str) -> None:
         self.open_attempts -= 1
+        self.calls.append(f"close {attempt}")
 
     def fence(self, attempt: str) -> None:
         self.open_attempts -= 1
         self.fenced.append(attempt)
+        self.calls.append(f"fence {attempt}")
 
 
 class RecordingPeers:
+    """Cannot send message number `deaf`, the first being 1."""
+
     def __init__(self) -> None:
         self.sent: list[tuple[str, Message]] = []
         self.lost = 0
+        self.deaf = 0
 
     def send(self, endpoint: str, message: Message) -> bool:
         self.sent.append((endpoint, message))
-        return True
+        return len(self.sent) != self.deaf
 
     def forget(self, endpoint: str) -> None: ...
 
@@ -69,15 +78,19 @@ class Desk:
     def __init__(self, beat: Beat) -> None:
         self.beat = beat
         self.clock, self.peers, self.pump = ManualClock(), RecordingPeers(), FakePump()
+        metrics = Metrics()
         cluster = ClusterState(dead_after_s=1.5, stuck_after_s=3.0)
         self.dispatcher = Dispatcher(
             address=GATEWAY,
             peers=self.peers,
             pump=self.pump,
             life=LifeCycle(RoundRobin(Admission(1 << 20)), cluster, Journal(), Limits(patience_s=PATIENCE_S)),
-            metrics=Metrics(),
+            metrics=metrics,
             clock=self.clock,
         )
+        self.metrics = metrics
+        self.inboxes: dict[str, Inbox] = {}
+        self.started: list[Generation] = []
         self._requests = 0
 
     def beats(self, *heartbeats: Heartbeat) -> None:
@@ -86,7 +99,15 @@ class Desk:
     def start(self) -> Generation:
         self._requests += 1
         request = Request(request_id=f"r{self._requests}", prompt=(1, 2, 3), sampling=SamplingParams(max_tokens=9))
-        return self.dispatcher.start(request, TextOptions(lambda ids: ""), Inbox(), 0)
+        inbox = self.inboxes[request.request_id] = Inbox()
+        self.started.append(self.dispatcher.start(request, TextOptions(lambda ids: ""), inbox, 0))
+        return self.started[-1]
+
+    def running(self, name: str) -> Generation:
+        return next(each for each in self.started if each.generation_id == name)
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(name, labels)
 
     def fails(self, generation: Generation, code: str, worker: str | None = None) -> None:
         """The present attempt's decode worker, or the named one, says so; then the pump fences."""
@@ -288,3 +309,155 @@ async def test_a_fault_while_a_request_is_tried_again_ends_it_and_no_other(
     assert first.entry.outcome is Outcome.FAILED
     assert second.attempt is not None
     assert desk.dispatcher.invariants()["in_flight"] == 1
+
+
+async def test_a_prompt_that_cannot_be_read_back_begins_nothing(desk: Desk) -> None:
+    desk.beats(desk.beat("m0", role="mixed"))
+    request = Request(request_id="r1", prompt=(1, 2, 3), sampling=SamplingParams(max_tokens=9))
+
+    def breaks(ids: list[int]) -> str:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        desk.dispatcher.start(request, TextOptions(breaks), Inbox(), 0)
+    assert {name: count for name, count in desk.dispatcher.invariants().items() if count} == {}
+
+
+async def test_a_retry_that_cannot_be_sent_ends_its_generation_and_no_other(desk: Desk) -> None:
+    """A worker made up a token that is none, and died: nothing would tell the next one to begin, nor the client why."""
+    desk.beats(desk.beat("m0", role="mixed"), desk.beat("m1", role="mixed"))
+    broken, other = desk.start(), desk.start()
+    desk.dispatcher.deliver([Progress("r1-1", Delta(("m0", 1), tokens=[1 << 40]))])
+    desk.dispatcher.worker_lost(("m0", 1))
+    desk.dispatcher.worker_lost(("m1", 1))
+    desk.settle()
+    desk.beats(desk.beat("m2", role="mixed"))
+    desk.dispatcher.sweep()
+    assert (broken.entry.outcome, broken.entry.error) == (Outcome.FAILED, "internal_error")
+    assert len(await desk.inboxes["r1"].get()) == 1
+    with pytest.raises(HetServeError, match="failed to handle"):
+        await desk.inboxes["r1"].get()
+    assert other.attempt.assignment.decode.name == "m2"
+    assert [submit.attempt for submit in desk.submits] == ["r1-1", "r2-1", "r2-2"]
+    assert desk.cancels[-1] == Cancel(attempt="r1-2")
+    desk.dispatcher.close(other)
+    assert {name: count for name, count in desk.dispatcher.invariants().items() if count} == {
+        "accepted": 2,
+        "failed": 1,
+        "cancelled": 1,
+    }
+
+
+async def test_a_delta_that_cannot_be_given_to_the_client_ends_its_stream(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one, too: the life cycle has ended it by then, and nobody else would tell the client."""
+    desk.beats(desk.beat("m0", role="mixed"))
+    first, second = desk.start(), desk.start()
+
+    def breaks(*rest: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(desk.inboxes["r1"], "put", breaks)
+    last = Delta(("m0", 1), tokens=[5], finish=FinishReason.LENGTH)
+    desk.dispatcher.deliver([Progress("r1-1", last), Progress("r2-1", last)])
+    with pytest.raises(HetServeError, match="failed to handle"):
+        await desk.inboxes["r1"].get()
+    assert await desk.inboxes["r2"].get() == [(0, last)]
+    assert (first.done, second.entry.outcome) == (True, Outcome.COMPLETED)
+    assert desk.dispatcher.invariants()["streams"] == desk.dispatcher.invariants()["pump_attempts"] == 0
+
+
+async def test_an_attempt_that_a_worker_takes_no_message_of_is_stopped_on_both_and_tried_elsewhere(desk: Desk) -> None:
+    desk.beats(*(desk.beat(name, role="prefill") for name in ("p0", "p1")), desk.beat("d0"))
+    desk.peers.deaf = 2  # the second message: to the prefill worker
+    generation = desk.start()
+    assert [(submit.attempt, submit.stage) for submit in desk.submits] == [("r1-1", "decode"), ("r1-1", "prefill")]
+    assert [cancel.attempt for cancel in desk.cancels] == ["r1-1", "r1-1"]
+    assert desk.pump.calls == ["open r1-1", "fence r1-1"]
+    desk.settle()
+    assert generation.avoid == {("p0", 1)}
+    assert names(generation) == ("p1", "d0")
+    assert desk.pump.calls[2:] == ["open r1-2"]
+
+
+async def test_an_attempt_is_listened_for_before_it_is_submitted_and_closed_at_its_end(desk: Desk) -> None:
+    desk.beats(desk.beat("p0", role="prefill"), desk.beat("d0"))
+    generation = desk.start()
+    assert desk.pump.opened == [("r1-1", "d0", "p0")]
+    attempt = generation.attempt
+    desk.dispatcher.deliver([Progress("r1-1", Delta(("d0", 1), tokens=[5], finish=FinishReason.STOP, cut=True))])
+    assert desk.pump.calls == ["open r1-1", "close r1-1"]
+    sent = [(endpoint, message.attempt) for endpoint, message in desk.peers.sent if isinstance(message, Cancel)]
+    assert sent == [(worker.mailbox, "r1-1") for worker in attempt.workers]
+    (submit,) = (submit for submit in desk.submits if submit.stage == "prefill")
+    assert (submit.gateway, submit.peer.name, submit.prompt_tokens, submit.deadline_s) == (GATEWAY, "d0", 3, 600.0)
+
+
+async def test_a_draining_gateway_admits_nobody(desk: Desk) -> None:
+    desk.dispatcher.admit(1)
+    desk.dispatcher.draining = True
+    with pytest.raises(Unavailable, match="draining"):
+        desk.dispatcher.admit(1)
+
+
+async def test_a_full_gateway_admits_nobody(desk: Desk) -> None:
+    with pytest.raises(Overloaded):
+        desk.dispatcher.admit(desk.dispatcher.max_concurrent + 1)
+
+
+async def test_what_is_served_is_counted(desk: Desk) -> None:
+    desk.beats(desk.beat("m0", role="mixed"), desk.beat("m1", role="mixed"))
+    desk.start()
+    assert desk.metric("hetserve_in_flight") == 1
+    desk.clock.advance(0.5)
+    desk.token(desk.running("r1"), "m0")
+    desk.clock.advance(0.25)
+    desk.token(desk.running("r1"), "m0")
+    desk.fails(desk.running("r1"), "engine_fault")
+    desk.dispatcher.deliver([Progress("r1-2", Delta(("m1", 1), finish=FinishReason.LENGTH))])
+    desk.start()
+    desk.fails(desk.running("r2"), "context_length_exceeded")
+    found = {
+        name: desk.metric(f"hetserve_{name}", **labels)
+        for name, labels in {
+            "prompt_tokens_total": {},
+            "output_tokens_total": {},
+            "ttft_seconds_count": {},
+            "ttft_seconds_sum": {},
+            "itl_seconds_count": {},
+            "itl_seconds_sum": {},
+            "in_flight": {},
+            "retries_total": {"code": "engine_fault"},
+        }.items()
+    }
+    assert found == {
+        "prompt_tokens_total": 6,
+        "output_tokens_total": 2,
+        "ttft_seconds_count": 1,
+        "ttft_seconds_sum": 0.5,
+        "itl_seconds_count": 1,
+        "itl_seconds_sum": 0.25,
+        "in_flight": 0,
+        "retries_total": 1,
+    }
+    assert [desk.metric("hetserve_requests_total", outcome=each) for each in ("completed", "failed")] == [1, 1]
+
+
+async def test_the_ears_of_a_gateway_that_stood_still_are_not_the_workers_silence(desk: Desk) -> None:
+    desk.beats(desk.beat("m0", role="mixed"))
+    generation = desk.start()
+    desk.clock.advance(5.0)
+    desk.dispatcher.was_deaf(5.0)
+    desk.dispatcher.sweep()
+    assert generation.failures == 0
+    desk.clock.advance(5.0)
+    desk.dispatcher.sweep()
+    assert generation.failures == 1
+
+
+async def test_a_heartbeat_that_says_nonsense_is_refused_and_what_comes_behind_it_is_not(desk: Desk) -> None:
+    desk.beats(desk.beat("m0", role="cook"), desk.beat("m1", role="mixed"))
+    assert [item.name for item in desk.dispatcher.snapshot().instances] == ["m1"]
+
+
+def names(generation: Generation) -> tuple[str, str]:
+    return generation.attempt.assignment.prefill.name, generation.attempt.assignment.decode.name
