@@ -17,11 +17,12 @@ from core.clock import Clock
 from core.errors import HetServeError, ProtocolError, Unavailable
 from core.messages import Address, Cancel, Heartbeat
 from core.request import Request
+from gateway.serving.actions import Action, Close, Deliver, End, Fence, Launch, Stop
 from gateway.serving.events import Event
 from gateway.serving.generation import Attempt, Generation, submits
 from gateway.serving.inbox import Inbox
 from gateway.serving.journal import Journal
-from gateway.serving.lifecycle import Action, Close, Deliver, End, Fence, Launch, LifeCycle, Stop
+from gateway.serving.lifecycle import LifeCycle
 from gateway.serving.metrics import Metrics
 from gateway.serving.pump import Pump
 from gateway.text.token_reader import TextOptions, TokenReader

@@ -15,7 +15,8 @@ Invariants:
 - A generation's ticket is larger than that of any older one that this gateway or a worker has heard of (Lamport, 1978), and stays
   with it through its attempts: workers admit by it.
 - A worker that turns an attempt away because it drains or changed its role has not failed: that costs patience, not an attempt.
-- Of those that are held, whoever is due first is tried first; at most `max_held` arrivals are.
+- Of those that are held, whoever is due first is tried first, and no arrival overtakes one that the policy holds and that is due
+  earlier; at most `max_held` arrivals are held.
 
 Pure: no clock is read, nothing is sent, and nothing is waited for. `gateway.serving.dispatcher` carries the actions out; a
 simulator can as well. Replaying delivered tokens into a new attempt is the idea of Dynamo's migration; drawing by (seed,
@@ -40,6 +41,7 @@ from core.errors import (
 from core.messages import Heartbeat
 from core.request import Request
 from core.request_times import Stage
+from gateway.serving.actions import Action, Close, Deliver, End, Fence, Launch, Stop
 from gateway.serving.events import Event, Failure, Fenced, Progress
 from gateway.serving.generation import Attempt, Generation, State
 from gateway.serving.journal import Entry, Journal, Outcome
@@ -47,6 +49,7 @@ from gateway.text.token_reader import Delta
 from router.policy import NOBODY, Assignment, Decision, Hold, Rejection, RoutingPolicy
 from router.state import ClusterState, InstanceKey
 
+BEHIND = Hold("requests that are due earlier wait", retry_after_s=1.0)
 SPARE_DEADLINES = 64
 """So many more than twice the living are remembered before those of the ended are cleared away."""
 
@@ -71,56 +74,6 @@ class Limits:
     max_concurrent: int = 4096
     max_held: int = 1024
     patience_s: float = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """Listen for the attempt, and submit it to its workers."""
-
-    generation: Generation
-    attempt: Attempt
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Tell the attempt's workers to end it."""
-
-    attempt: Attempt
-
-
-@dataclass(frozen=True, slots=True)
-class Fence:
-    """Take no more of the attempt, and say when that is so (`Fenced`). It failed with `error`; another one will follow."""
-
-    attempt: Attempt
-    error: HetServeError
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Take no more of the attempt."""
-
-    attempt: Attempt
-
-
-@dataclass(frozen=True, slots=True)
-class Deliver:
-    """Give `delta` to the client; its tokens came `gap_s` after the last ones, None for the first."""
-
-    generation: Generation
-    delta: Delta
-    gap_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The generation is over, as its entry says; `error` is what the client is told if it failed."""
-
-    generation: Generation
-    error: HetServeError | None
-
-
-Action = Launch | Stop | Fence | Close | Deliver | End
 
 
 class LifeCycle:
@@ -169,6 +122,8 @@ class LifeCycle:
         found = self._policy.assign(generation.demand, self.cluster.snapshot(), NOBODY)
         if isinstance(found, Rejection) and not (self.cluster.snapshot().settling and found.retry_after_s is None):
             raise found.error()
+        if isinstance(found, Assignment) and self._overtakes(generation):
+            found = BEHIND
         if isinstance(found, Hold) and self._held_arrivals() >= self._limits.max_held:
             raise found.error()
         self._newest_ticket += 1
@@ -434,11 +389,12 @@ class LifeCycle:
 
     def _hold(self, generation: Generation) -> None:
         generation.state = State.HELD
-        request = generation.entry.request
-        due_s = generation.expires_s
-        if request.slo.ttft_s is not None and not generation.entry.tokens:
-            due_s = min(due_s, request.arrived_s + request.slo.ttft_s)
-        insort(self._held, (due_s, generation.ticket, generation))
+        insort(self._held, (_due_s(generation), generation.ticket, generation))
+
+    def _overtakes(self, generation: Generation) -> bool:
+        """Whether the policy holds another one that is due earlier."""
+        first = next((item for item in self._held if not item[2].patience_until_s), None)
+        return first is not None and first[:2] < (_due_s(generation), generation.ticket)
 
     def _held_arrivals(self) -> int:
         """How many have never been tried because the policy says so."""
@@ -485,3 +441,11 @@ class LifeCycle:
     def _taken(self) -> list[Action]:
         actions, self._actions = self._actions, []
         return actions
+
+
+def _due_s(generation: Generation) -> float:
+    """By when it should be served: its first token's target, or if it has none, or had that token already, its deadline."""
+    request = generation.entry.request
+    if request.slo.ttft_s is None or generation.entry.tokens:
+        return generation.expires_s
+    return min(generation.expires_s, request.arrived_s + request.slo.ttft_s)

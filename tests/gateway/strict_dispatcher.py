@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from core.errors import HetServeError
 from core.messages import Address
 from core.tokens import unpack_tokens
+from gateway.serving.actions import Action, Close, Deliver, End, Fence, Launch, Stop
 from gateway.serving.generation import Attempt, Generation, submits
-from gateway.serving.lifecycle import Action, Close, Deliver, End, Fence, Launch, LifeCycle, Stop
+from gateway.serving.lifecycle import LifeCycle
 from router.state import InstanceKey
 
 GATEWAY = Address("gateway", 1, "tcp://gateway")

@@ -486,6 +486,22 @@ def test_a_hold_at_the_head_stops_those_behind_it(desk: Desk) -> None:
     assert (desk.log, desk.busy().get("held")) == (["launch next-1"], None)
 
 
+def test_an_arrival_does_not_overtake_a_held_one_that_is_due_earlier(desk: Desk) -> None:
+    """Small requests that always fit would starve a large one."""
+    desk.mixed("m0")
+    desk.policy.instead = {"large": FULL}
+    desk.arrive("large", slo=SLO(ttft_s=5.0))
+    small = desk.arrive("small", slo=SLO(ttft_s=6.0))
+    assert (small.state, desk.log) == (State.HELD, [])
+    desk.arrive("urgent", slo=SLO(ttft_s=1.0))
+    assert desk.log == ["launch urgent-1"]
+    with pytest.raises(Overloaded, match="due earlier"):
+        desk.arrive("too many", slo=SLO(ttft_s=6.0))
+    desk.policy.instead.clear()
+    desk.tick()
+    assert desk.log == ["launch large-1", "launch small-1"]
+
+
 def test_who_waits_for_an_instance_to_come_back_is_in_nobodys_way(desk: Desk) -> None:
     desk.mixed("m0")
     waiting = desk.arrive("waiting")

@@ -16,10 +16,11 @@ from core.messages import Address, Heartbeat, Load, ServedBy
 from core.request import FinishReason, Request
 from core.sampling import SamplingParams
 from core.slo import SLO
+from gateway.serving.actions import Action
 from gateway.serving.events import Event, Failure, Fenced, Progress
 from gateway.serving.generation import Generation, State
 from gateway.serving.journal import Journal, Outcome
-from gateway.serving.lifecycle import SPARE_DEADLINES, Action, LifeCycle, Limits
+from gateway.serving.lifecycle import SPARE_DEADLINES, LifeCycle, Limits
 from gateway.text.token_reader import Delta
 from router.policy import NOBODY, Assignment, Decision, Demand, Hold, Rejection, candidates
 from router.state import ClusterState, InstanceKey, Snapshot

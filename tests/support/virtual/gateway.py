@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from core.errors import HetServeError, Overloaded, TransferError, Unavailable
 from core.messages import Address, Cancel, Failed, Heartbeat, TokenItem, Tokens
 from core.request import Request
+from gateway.serving.actions import Action, Close, Deliver, End, Fence, Launch, Stop
 from gateway.serving.awaited import Awaited, AwaitedAttempts
 from gateway.serving.events import Event, Failure, Fenced, Progress
 from gateway.serving.generation import Attempt, Generation, submits
 from gateway.serving.journal import Journal
-from gateway.serving.lifecycle import Action, Close, Deliver, End, Fence, Launch, LifeCycle, Limits, Stop
+from gateway.serving.lifecycle import LifeCycle, Limits
 from gateway.text.token_reader import TextOptions, TokenReader
 from router.policy import RoutingPolicy
 from router.state import ClusterState
