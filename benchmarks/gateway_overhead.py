@@ -69,10 +69,10 @@ def _tokenizer_folder(folder: Path) -> None:
 
 
 def _gateway(keys: ClusterKeys, folder: str, pipe: Connection) -> None:
-    from gateway.service import GatewayService
+    from gateway.gateway import Gateway
 
     config = parse_config({"model": folder, "gateway": {"port": 0}, "pools": [{"role": "mixed"}]})
-    service = GatewayService(config, keys, folder)
+    service = Gateway(config, keys, folder)
     service.start()
     pipe.send((service.address.mailbox, service.url))
     pipe.recv()

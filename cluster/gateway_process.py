@@ -38,12 +38,12 @@ class GatewayProcess:
     """Serves from `start` until `stop`."""
 
     def __init__(self, spec: GatewaySpec) -> None:
-        from gateway.service import GatewayService  # transformers and uvicorn: only in the gateway's own process
+        from gateway.gateway import Gateway  # transformers and uvicorn: only in the gateway's own process
 
         transfer = spec.config.transfer.model_copy(update={"host": spec.config.transfer.host or spec.host})
         config = spec.config.model_copy(update={"transfer": transfer})
         model = model_folder(config.model, weights=False)
-        self._service = GatewayService(config, spec.keys, model, name=spec.name, incarnation=spec.incarnation)
+        self._service = Gateway(config, spec.keys, model, name=spec.name, incarnation=spec.incarnation)
 
     def start(self) -> GatewayReport:
         """Raises PortInUse, ModelError or LaunchError."""

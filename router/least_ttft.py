@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from core.request import Request
 from router.admission import Admission
 from router.estimate import decode_step_s, drain_s, slot_wait_s
-from router.policy import NOBODY, Assignment, Rejection, candidates, nobody
+from router.policy import NOBODY, Assignment, Demand, Rejection, candidates, nobody
 from router.state import Instance, InstanceKey, Snapshot
 
 Score = tuple[float, float, int, str]
@@ -27,11 +26,11 @@ class LeastTTFT:
         self._admission = admission
         self._local_prefill_tokens = local_prefill_tokens
 
-    def assign(self, request: Request, snapshot: Snapshot, avoid: frozenset[InstanceKey] = NOBODY) -> Assignment | Rejection:
-        options = candidates(request, snapshot, avoid, self._local_prefill_tokens)
+    def assign(self, demand: Demand, snapshot: Snapshot, avoid: frozenset[InstanceKey] = NOBODY) -> Assignment | Rejection:
+        options = candidates(demand, snapshot, avoid, self._local_prefill_tokens)
         if not options.decode and not options.local:
-            return nobody(request, snapshot, avoid)
-        tokens = len(request.prompt)
+            return nobody(demand, snapshot, avoid)
+        tokens = demand.tokens
         prefill = self._best_prefill(options.prefill, tokens)
         decode = self._best_decode(options.decode, tokens)
         choices: list[tuple[Score, Assignment]] = [

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from core.config import Role
-from core.request import Request
 from router.admission import Admission
 from router.estimate import decode_step_s, drain_s
-from router.policy import NOBODY, Assignment, Rejection, candidates, nobody
+from router.policy import NOBODY, Assignment, Demand, Rejection, candidates, nobody
 from router.state import Instance, InstanceKey, Snapshot
 
 
@@ -21,12 +20,12 @@ class RoundRobin:
         self._decode_turn = 0
         self._prefill_turn = 0
 
-    def assign(self, request: Request, snapshot: Snapshot, avoid: frozenset[InstanceKey] = NOBODY) -> Assignment | Rejection:
-        options = candidates(request, snapshot, avoid, self._local_prefill_tokens)
+    def assign(self, demand: Demand, snapshot: Snapshot, avoid: frozenset[InstanceKey] = NOBODY) -> Assignment | Rejection:
+        options = candidates(demand, snapshot, avoid, self._local_prefill_tokens)
         everyone = sorted({item.key: item for item in (*options.decode, *options.local)}.values(), key=lambda item: item.key)
         if not everyone:
-            return nobody(request, snapshot, avoid)
-        tokens = len(request.prompt)
+            return nobody(demand, snapshot, avoid)
+        tokens = demand.tokens
         decoders = [item for item in everyone if self._admission.admits(item, tokens)]
         if not decoders:
             return self._admission.refuse(everyone)

@@ -7,7 +7,7 @@ Invariants:
 
 Between two heartbeats the gateway's own assignments are added to an instance's load, so that a burst spreads instead of
 landing on whoever looked idle last (the idea of Ray Serve's and llm-d's in-flight correction). `router.policy` decides
-on snapshots; `gateway.dispatch` feeds this.
+on snapshots; `gateway.serving.dispatcher` feeds this.
 """
 
 from __future__ import annotations
@@ -101,10 +101,9 @@ class Snapshot:
 
     @cached_property
     def max_model_len(self) -> int | None:
-        """The longest context that every live instance can serve; None when none lives. A prefill instance whose cache is
-        too small for a prompt is passed over (its decode side prefills then), so only the model bounds it."""
-        limits = (item.beat.max_model_len if item.role is Role.PREFILL else item.capacity_tokens for item in self.instances)
-        return min(limits, default=None)
+        """The longest context that some live instance can serve; None when none lives that decodes. The smaller ones are passed
+        over for what is too long for them."""
+        return max((item.capacity_tokens for item in self.instances if item.role is not Role.PREFILL), default=None)
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from core.config import parse_config
-from gateway.service import GatewayService
+from gateway.gateway import Gateway
 from mail.door import Door
 from mail.faults import AlarmClock, FaultyPeers, Plan
 from mail.keys import ClusterKeys
@@ -85,7 +85,7 @@ class Stage:
         self.config = parse_config({"model": "tiny", "pools": pools, "health": health, "transfer": transfer, **settings})
         self.plan = plan
         self.alarm = AlarmClock()
-        self.service = GatewayService(self.config, self.keys, model_path, make_peers=lambda door: self.peers(door, "gateway"))
+        self.service = Gateway(self.config, self.keys, model_path, make_peers=lambda door: self.peers(door, "gateway"))
         self.service.start()
         self.workers: list[FakeWorker] = []
         key = self.config.gateway.api_key
@@ -115,7 +115,7 @@ class Stage:
 
     def at_rest(self) -> None:
         """Nothing is left of any request, and every accepted one ended in exactly one way."""
-        moving = ("in_flight", "journal_open", "attempts", "instances_with_work", "stranded", "pump_attempts")
+        moving = ("in_flight", "journal_open", "attempts", "instances_with_work", "held", "pump_attempts")
         self.until(lambda: all(self.invariants()[name] == 0 for name in moving))
         counts = self.invariants()
         assert counts["accepted"] == counts["completed"] + counts["failed"] + counts["cancelled"]

@@ -5,7 +5,7 @@ import pytest
 from core.cost import CostModel
 from core.layout import KVLayout, LayerShape
 from core.messages import Address, Heartbeat, Load
-from gateway.metrics import Metrics
+from gateway.serving.metrics import Metrics
 from router.state import ClusterState
 
 

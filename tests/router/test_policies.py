@@ -13,7 +13,7 @@ from core.sampling import SamplingParams
 from router.admission import Admission
 from router.estimate import slot_wait_s
 from router.least_ttft import LeastTTFT
-from router.policy import Assignment, Rejection
+from router.policy import Assignment, Demand, Rejection
 from router.round_robin import RoundRobin
 from router.state import ClusterState
 
@@ -21,8 +21,9 @@ POLICIES = [RoundRobin, LeastTTFT]
 every_policy = pytest.mark.parametrize("policy_class", POLICIES)
 
 
-def ask(prompt_tokens: int = 100, max_tokens: int = 16) -> Request:
-    return Request(request_id="r", prompt=tuple(range(prompt_tokens)), sampling=SamplingParams(max_tokens=max_tokens))
+def ask(prompt_tokens: int = 100, max_tokens: int = 16, delivered: int = 0) -> Demand:
+    request = Request(request_id="r", prompt=tuple(range(prompt_tokens)), sampling=SamplingParams(max_tokens=max_tokens))
+    return Demand(request, delivered)
 
 
 def made_of(*beats) -> ClusterState:

@@ -197,12 +197,16 @@ def test_a_snapshot_does_not_change_when_the_cluster_does(state, beat):
     assert len(state.snapshot().instances) == 2
 
 
-def test_the_context_limit_is_the_smallest_of_the_live(state, beat):
+def test_the_context_limit_is_that_of_the_largest_that_decodes(state, beat):
+    assert state.snapshot().max_model_len is None
+    state.observe(beat("p0", role="prefill", max_model_len=1 << 20, total_blocks=1 << 20), 0.0)
     assert state.snapshot().max_model_len is None
     state.observe(beat("d0", max_model_len=4096, total_blocks=200), 0.0)
     assert state.snapshot().max_model_len == 200 * 16
-    state.observe(beat("p0", role="prefill", max_model_len=2048, total_blocks=1), 0.0)
-    assert state.snapshot().max_model_len == 2048
+    state.observe(beat("d1", max_model_len=512, total_blocks=200), 0.0)
+    assert state.snapshot().max_model_len == 200 * 16
+    state.observe(beat("m0", role="mixed", max_model_len=4096, total_blocks=999), 0.0)
+    assert state.snapshot().max_model_len == 4096
 
 
 def test_an_unknown_role_is_refused(state, beat):

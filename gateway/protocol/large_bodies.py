@@ -1,0 +1,87 @@
+"""Bodies that are large for a request: refused by counting where that is possible, and read in slices where it is not.
+
+JSON parsers hold the interpreter's lock until they are done, also in another thread, so a body of millions of token ids
+would stop every stream for most of a second. Here the ids are cut out unparsed, counted by their commas, and parsed one
+prompt at a time; what is left of the body is small, or text, which costs next to nothing. Call from a worker thread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TypeVar
+
+import msgspec
+from pydantic import BaseModel
+
+from core.errors import ContextLengthExceeded, InvalidRequest
+from gateway.protocol.bodies import MAX_PROMPTS, parse
+
+B = TypeVar("B", bound=BaseModel)
+
+LARGE_BODY_BYTES = 64 * 1024
+"""Smaller ones take about as long to parse as to hand to a thread."""
+LONG_FIELDS = frozenset({"prompt", "messages", "tokens"})
+MAX_FIELD_BYTES = 256 * 1024
+"""Of any other field: far above what 16 stop strings or 1024 biases need."""
+_LIST_OF_IDS = re.compile(rb"\[\s*-?\d")
+_LIST_OF_LISTS = re.compile(rb"\[\s*\[")
+
+
+def parse_large(kind: type[B], body: bytes, max_tokens: int) -> B:
+    """What `gateway.protocol.bodies.parse` gives, for any size.
+
+    Raises:
+        InvalidRequest: naming the first field at fault.
+        ContextLengthExceeded: a list of more than `max_tokens` ids.
+    """
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"the body is not a valid JSON object: {error}") from error
+    for name, raw in fields.items():
+        if name not in LONG_FIELDS and len(bytes(raw)) > MAX_FIELD_BYTES:
+            raise InvalidRequest(f"{name[:64]}: at most {MAX_FIELD_BYTES} bytes are allowed", name[:64])
+    name = "tokens" if "tokens" in fields else "prompt"
+    value = bytes(fields.get(name, b"")).strip()
+    ids: list[int] | list[list[int]]
+    if _LIST_OF_IDS.match(value):
+        ids = _ids(value, max_tokens, name)
+    elif _LIST_OF_LISTS.match(value):
+        ids = [_ids(part, max_tokens, name) for part in _parts(value, name)]
+    else:
+        return parse(kind, body)
+    fields[name] = msgspec.Raw(b"[0]" if ids and isinstance(ids[0], int) else b"[[0]]")
+    return parse(kind, msgspec.json.encode(fields)).model_copy(update={name: ids})
+
+
+def _ids(value: bytes, max_tokens: int, param: str) -> list[int]:
+    if value.count(b",") >= max_tokens:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {max_tokens} tokens, but {value.count(b',') + 1} ids were given", param
+        )
+    try:
+        ids: list[int] = msgspec.json.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _not_ids(param) from error
+    if set(map(type, ids)) - {int}:
+        raise _not_ids(param)
+    return ids
+
+
+def _parts(value: bytes, param: str) -> Iterator[bytes]:
+    """The inner lists of a list of lists of numbers, unparsed."""
+    if value.count(b"[") > MAX_PROMPTS + 1 or value.count(b"]") > MAX_PROMPTS + 1:
+        raise InvalidRequest(f"{param}: at most {MAX_PROMPTS} prompts", param)
+    *inner, outer, rest = value[1:].split(b"]")
+    if outer.strip() or rest:
+        raise _not_ids(param)
+    for index, part in enumerate(inner):
+        before, bracket, numbers = part.partition(b"[")
+        if not bracket or before.strip() != (b"," if index else b""):
+            raise _not_ids(param)
+        yield b"[" + numbers + b"]"
+
+
+def _not_ids(param: str) -> InvalidRequest:
+    return InvalidRequest(f"{param}: expected a string, a list of token ids, or a list of either, not empty", param)
