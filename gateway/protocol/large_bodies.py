@@ -1,8 +1,9 @@
 """Bodies that are large for a request: refused by counting where that is possible, and read in slices where it is not.
 
-JSON parsers hold the interpreter's lock until they are done, also in another thread, so a body of millions of token ids
-would stop every stream for most of a second. Here the ids are cut out unparsed, counted by their commas, and parsed one
-prompt at a time; what is left of the body is small, or text, which costs next to nothing. Call from a worker thread.
+JSON parsers hold the interpreter's lock until they are done, also in another thread, so a body of millions of token ids, or of
+hundreds of thousands of empty messages, would stop every stream for seconds. Here strings and brackets are counted first, bytes
+at a time; ids are cut out unparsed, counted by their commas, and parsed one prompt at a time; what is left has few elements, or
+is text, which costs next to nothing. Call from a worker thread.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ LARGE_BODY_BYTES = 64 * 1024
 LONG_FIELDS = frozenset({"prompt", "messages", "tokens"})
 MAX_FIELD_BYTES = 256 * 1024
 """Of any other field: far above what 16 stop strings or 1024 biases need."""
+MAX_ELEMENTS = 64 * 1024
+"""Strings, lists and objects of a body, and what its lists hold besides token ids: four thousand messages have fewer."""
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _LIST_OF_IDS = re.compile(rb"\[\s*-?\d")
 _LIST_OF_LISTS = re.compile(rb"\[\s*\[")
 
@@ -35,6 +39,7 @@ def parse_large(kind: type[B], body: bytes, max_tokens: int) -> B:
         InvalidRequest: naming the first field at fault.
         ContextLengthExceeded: a list of more than `max_tokens` ids.
     """
+    _count(body, b"[{")
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -42,17 +47,36 @@ def parse_large(kind: type[B], body: bytes, max_tokens: int) -> B:
     for name, raw in fields.items():
         if name not in LONG_FIELDS and len(bytes(raw)) > MAX_FIELD_BYTES:
             raise InvalidRequest(f"{name[:64]}: at most {MAX_FIELD_BYTES} bytes are allowed", name[:64])
-    name = "tokens" if "tokens" in fields else "prompt"
-    value = bytes(fields.get(name, b"")).strip()
-    ids: list[int] | list[list[int]]
-    if _LIST_OF_IDS.match(value):
-        ids = _ids(value, max_tokens, name)
-    elif _LIST_OF_LISTS.match(value):
-        ids = [_ids(part, max_tokens, name) for part in _parts(value, name)]
+    cut: dict[str, list[int] | list[list[int]]] = {}
+    for name in sorted(LONG_FIELDS & fields.keys()):
+        value = bytes(fields[name]).strip()
+        if name not in kind.model_fields:
+            fields[name] = msgspec.Raw(b"0")  # to be refused by its name, whatever it holds
+        elif _LIST_OF_IDS.match(value):
+            cut[name] = _ids(value, max_tokens, name)
+            fields[name] = msgspec.Raw(b"[0]")
+        elif _LIST_OF_LISTS.match(value):
+            cut[name] = [_ids(part, max_tokens, name) for part in _parts(value, name)]
+            fields[name] = msgspec.Raw(b"[[0]]")
+    rest = msgspec.json.encode(fields)
+    _count(rest, b"[{,")
+    return parse(kind, rest).model_copy(update=cut)
+
+
+def _count(body: bytes, marks: bytes) -> None:
+    """Raises InvalidRequest if there are too many strings, and `marks` outside strings. Costs a scan of the bytes, and no more
+    steps than there may be elements."""
+    elements, at = 0, 0
+    for string in _STRING.finditer(body):
+        between = body[at : string.start()]
+        elements += 1 + sum(between.count(mark) for mark in marks)
+        at = string.end()
+        if elements > MAX_ELEMENTS:
+            break
     else:
-        return parse(kind, body)
-    fields[name] = msgspec.Raw(b"[0]" if ids and isinstance(ids[0], int) else b"[[0]]")
-    return parse(kind, msgspec.json.encode(fields)).model_copy(update={name: ids})
+        elements += sum(body.count(mark, at) for mark in marks)
+    if elements > MAX_ELEMENTS:
+        raise InvalidRequest(f"the body has more than {MAX_ELEMENTS} strings, lists, objects and elements")
 
 
 def _ids(value: bytes, max_tokens: int, param: str) -> list[int]:

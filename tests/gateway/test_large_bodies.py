@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from core.errors import ContextLengthExceeded, InvalidRequest
 from gateway.protocol import large_bodies
-from gateway.protocol.bodies import MAX_PROMPTS, CompletionRequest, DetokenizeRequest, parse
-from gateway.protocol.large_bodies import LARGE_BODY_BYTES, MAX_FIELD_BYTES, parse_large
+from gateway.protocol.bodies import MAX_PROMPTS, ChatRequest, CompletionRequest, DetokenizeRequest, parse
+from gateway.protocol.large_bodies import LARGE_BODY_BYTES, MAX_ELEMENTS, MAX_FIELD_BYTES, parse_large
 from gateway.routes import generating
 from gateway.text.codec import TextCodec
 from gateway.text.detokenizer import MAX_CONTEXT_TOKENS
@@ -77,6 +77,38 @@ def test_too_many_prompts_and_long_small_fields_are_refused_unparsed(monkeypatch
         with pytest.raises(InvalidRequest) as refused:
             parse_large(CompletionRequest, json.dumps(fields).encode(), LIMIT)
         assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"messages": [{"role": "user", "content": [' + b'{"type": "text", "text": ""},' * MAX_ELEMENTS + b"{}]}]}",
+        b'{"messages": [' + b"{}," * MAX_ELEMENTS + b"{}]}",
+        b'{"prompt": ["", ' + b"1," * MAX_ELEMENTS + b"1]}",
+        b"{" + b'"": 1,' * MAX_ELEMENTS + b'"": 1}',
+        b"[" * 2 * MAX_ELEMENTS,
+        b'{"prompt": "' + b'\\"' * MAX_ELEMENTS,  # a string that never ends, and would be begun anew at each of its quotes
+    ],
+    ids=["parts", "messages", "prompts", "fields", "brackets", "quotes"],
+)
+def test_bodies_of_very_many_elements_are_refused_unparsed(monkeypatch, body):
+    monkeypatch.setattr(large_bodies, "parse", no_parser)
+    with pytest.raises(InvalidRequest):
+        parse_large(CompletionRequest if b"prompt" in body else ChatRequest, body, 1 << 30)
+
+
+def test_ids_where_none_belong_are_refused_by_name_and_not_read():
+    body = b'{"prompt": "a", "tokens": [' + b"1," * MAX_ELEMENTS + b"1]}"
+    with pytest.raises(InvalidRequest) as refused:
+        parse_large(CompletionRequest, body, LIMIT)
+    assert refused.value.param == "tokens"
+
+
+def test_what_looks_like_elements_within_a_text_is_none():
+    text = '[{"a": ["b", ' * MAX_ELEMENTS
+    assert parse_large(CompletionRequest, json.dumps({"prompt": text}).encode(), LIMIT).prompt == text
+    body = {"messages": [{"role": "user", "content": text}] * 3}
+    assert parse_large(ChatRequest, json.dumps(body).encode(), LIMIT).messages[2].content == text
 
 
 def test_ids_to_detokenize_are_cut_out_as_well():
