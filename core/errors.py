@@ -35,11 +35,12 @@ from typing import ClassVar
 
 class HetServeError(Exception):
     """Root of the tree. `status` is the HTTP status the gateway answers with; `retryable` says whether another attempt,
-    on another worker, can succeed."""
+    on another worker, can succeed. `exhausted`: the gateway has made all the attempts that it may."""
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    exhausted: bool = False
 
 
 class InvalidRequest(HetServeError, ValueError):

@@ -14,7 +14,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from core.errors import HetServeError, ReadTimeout, Unavailable
-from gateway.http.errors import body_of, error_body, headers_of
+from gateway.http.errors import body_of, error_body, headers_of, should_retry
 from gateway.protocol.answers import encode_json
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -85,7 +85,7 @@ class Connection(HttpToolsProtocol):
                 self.send_400_response("headers too large")
 
     def send_400_response(self, msg: str) -> None:
-        self._hang_up(400, error_body(400, msg, "malformed_http"), {})
+        self._hang_up(400, error_body(400, msg, "malformed_http"), should_retry(False))
 
     def _time_reading(self) -> None:
         self._reading = self.loop.call_later(self._limits.read_timeout_s, self._read_too_long)

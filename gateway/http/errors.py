@@ -42,12 +42,29 @@ def encode_error(error: HetServeError) -> bytes:
 
 
 def headers_of(error: HetServeError) -> dict[str, str]:
+    headers = should_retry(worth_a_retry(error))
     if isinstance(error, Overloaded):
-        return {"retry-after": str(max(1, round(error.retry_after_s)))}
-    if error.status == 503:
-        return {"retry-after": "1"}
-    if error.status == 408:
-        return {"connection": "close"}
-    if error.status == 401:
-        return {"www-authenticate": "Bearer"}
-    return {}
+        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    elif error.status == 503:
+        headers["retry-after"] = "1"
+    elif error.status == 408:
+        headers["connection"] = "close"
+    elif error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return headers
+
+
+def worth_a_retry(error: HetServeError) -> bool:
+    """Whether the client's library shall send the request again by itself.
+
+    Full queues empty, whoever says so. Of what attempts end with, the gateway has made its own retries: those of the client
+    would multiply them. What has no retry in the gateway, a deadline for one, is not worth one of the client either.
+    """
+    if error.status in (408, 429):
+        return True
+    return error.retryable and not error.exhausted
+
+
+def should_retry(worth_it: bool) -> dict[str, str]:
+    """The header that OpenAI's clients heed before any rule of their own."""
+    return {"x-should-retry": "true" if worth_it else "false"}

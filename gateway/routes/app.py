@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from core.errors import HetServeError
-from gateway.http.errors import body_of, error_body, headers_of
+from gateway.http.errors import body_of, error_body, headers_of, should_retry
 from gateway.http.guard import Guard
 from gateway.http.json_response import JSON
 from gateway.http.schema import describe
@@ -73,7 +73,8 @@ def _shape_errors(app: FastAPI, metrics: Metrics) -> None:
         said = {404: f"Unknown path: {request.url.path}", 405: f"{request.url.path} does not take {request.method}"}
         message = said.get(error.status_code, str(error.detail))
         metrics.refused(code)
-        return JSON(error_body(error.status_code, message, code), error.status_code, dict(error.headers or {}))
+        headers = {**(error.headers or {}), **should_retry(False)}
+        return JSON(error_body(error.status_code, message, code), error.status_code, headers)
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -351,7 +351,8 @@ class LifeCycle:
         generation.failed_at_tokens = delivered
         generation.avoid |= avoid
         may_retry = error.retryable or isinstance(error, Overloaded)
-        if not may_retry or generation.failures >= self._limits.max_attempts:
+        error.exhausted = generation.failures >= self._limits.max_attempts
+        if error.exhausted or not may_retry:
             self._fail(generation, error, now_s)
         else:
             self._move(generation, error)

@@ -428,6 +428,18 @@ def test_without_an_instance_requests_are_503(stage):
     response = post(stage.http)
     assert error_of(response, 503)["code"] == "unavailable"
     assert response.headers["retry-after"]
+    assert response.headers["x-should-retry"] == "true"
+
+
+def test_clients_are_told_not_to_retry_their_own_mistakes(stage):
+    stage.worker("m0")
+    for response, status in (
+        (post(stage.http, max_tokens=-1), 400),
+        (stage.http.get("/nowhere"), 404),
+        (stage.http.get("/v1/completions"), 405),
+    ):
+        assert error_of(response, status)
+        assert response.headers["x-should-retry"] == "false"
 
 
 # --- the key

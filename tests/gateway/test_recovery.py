@@ -234,6 +234,7 @@ def test_a_stream_that_fails_before_its_first_token_is_an_ordinary_error_answer(
     assert response.headers["content-type"] == "application/json"
     assert response.json()["error"]["code"] == code
     assert ("retry-after" in response.headers) == (status in (429, 503))
+    assert response.headers["x-should-retry"] == ("true" if status == 429 else "false")  # after attempts of the gateway's own
     stage.at_rest()
 
 
