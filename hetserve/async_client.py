@@ -151,9 +151,7 @@ class AsyncClient:
     async def detokenize(self, tokens: Sequence[int], *, model: str | None = None) -> str:
         """The text of token ids."""
         body = {"model": model or await self._default_model(), "tokens": list(tokens)}
-        data = await self._json(Call("POST", "detokenize", body), "detokenization")
-        with parsing.promised("detokenization"):
-            return str(data["prompt"])
+        return parsing.detokenization(await self._json(Call("POST", "detokenize", body), "detokenization"))
 
     async def health(self) -> Health:
         """Whether the server can serve now. Not retried on 503, which is an answer."""
@@ -229,16 +227,17 @@ class AsyncClient:
         while True:
             try:
                 response = await self._http.send(attempts.request(self._http), stream=True)
-                if stream and exchange.is_event_stream(response):
-                    return response
+                if exchange.is_event_stream(response):
+                    if stream:
+                        return response
+                    await response.aclose()
+                    raise exchange.not_an_answer()
                 answer = await self._read(response, attempts)
                 wait_s = attempts.wants_retry(answer)
                 if wait_s is None:
                     return answer
-            except httpx.TransportError as error:
+            except exchange.FAILURES as error:
                 wait_s = attempts.after(error)
-            except httpx.HTTPError as error:
-                raise attempts.transport_error(error) from error
             await self._sleep(wait_s)
 
     async def _read(self, response: httpx.Response, attempts: Attempts) -> Answer:
@@ -247,6 +246,7 @@ class AsyncClient:
             async for data in response.aiter_bytes():
                 attempts.remaining_s()
                 body += data
+                exchange.check_size(body)
         finally:
             await response.aclose()
         return exchange.answer(response, bytes(body))

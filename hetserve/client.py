@@ -150,9 +150,7 @@ class Client:
     def detokenize(self, tokens: Sequence[int], *, model: str | None = None) -> str:
         """The text of token ids."""
         body = {"model": model or self._default_model(), "tokens": list(tokens)}
-        data = self._json(Call("POST", "detokenize", body), "detokenization")
-        with parsing.promised("detokenization"):
-            return str(data["prompt"])
+        return parsing.detokenization(self._json(Call("POST", "detokenize", body), "detokenization"))
 
     def health(self) -> Health:
         """Whether the server can serve now. Not retried on 503, which is an answer."""
@@ -228,16 +226,17 @@ class Client:
         while True:
             try:
                 response = self._http.send(attempts.request(self._http), stream=True)
-                if stream and exchange.is_event_stream(response):
-                    return response
+                if exchange.is_event_stream(response):
+                    if stream:
+                        return response
+                    response.close()
+                    raise exchange.not_an_answer()
                 answer = self._read(response, attempts)
                 wait_s = attempts.wants_retry(answer)
                 if wait_s is None:
                     return answer
-            except httpx.TransportError as error:
+            except exchange.FAILURES as error:
                 wait_s = attempts.after(error)
-            except httpx.HTTPError as error:
-                raise attempts.transport_error(error) from error
             self._sleep(wait_s)
 
     def _read(self, response: httpx.Response, attempts: Attempts) -> Answer:
@@ -246,6 +245,7 @@ class Client:
             for data in response.iter_bytes():
                 attempts.remaining_s()
                 body += data
+                exchange.check_size(body)
         finally:
             response.close()
         return exchange.answer(response, bytes(body))

@@ -1,13 +1,14 @@
 """Every error the client raises on purpose.
 
     APIError
+    ├── InvalidArgument          what the caller passed cannot be sent; a ValueError as well
     ├── StatusError              the server answered with an error: `status`, `code`, `param`, `kind`, `request_id`
     │   ├── BadRequest      400  and every other 4xx without a name of its own
     │   ├── Unauthorized    401, 403
     │   ├── NotFound        404
     │   ├── RateLimited     429  `retry_after_s` says when to come back, where the server said so
     │   └── ServerError     5xx
-    ├── ConnectionFailed         no answer: refused, reset, or cut off before the first byte of the body
+    ├── ConnectionFailed         no whole answer: refused, reset, cut off; or the client is closed
     ├── TimedOut                 no answer in time; `phase` says which limit ran out: connect, read, total
     ├── StreamError              a stream that had begun broke off, or carried an error; `code` as in StatusError
     └── InvalidResponse          an answer that is not what the API promises
@@ -20,6 +21,10 @@ from __future__ import annotations
 
 class APIError(Exception):
     """Root of the tree."""
+
+
+class InvalidArgument(APIError, ValueError):
+    """What the caller passed cannot be sent: a URL that is none, text or numbers that JSON cannot hold."""
 
 
 class StatusError(APIError):
@@ -76,7 +81,7 @@ class ServerError(StatusError):
 
 
 class ConnectionFailed(APIError):
-    """The server could not be reached, or hung up."""
+    """The server could not be reached, or hung up; or the client was closed."""
 
 
 class TimedOut(APIError):
@@ -95,7 +100,7 @@ class StreamError(APIError):
 
 
 class InvalidResponse(APIError):
-    """Not JSON, or without a field that the API promises. Usually the URL is of something else."""
+    """A redirect, not JSON, or without a field that the API promises. Usually the URL is of something else."""
 
 
 def status_error_type(status: int) -> type[StatusError]:

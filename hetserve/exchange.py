@@ -14,13 +14,32 @@ from typing import Any
 import httpx
 
 from hetserve._version import __version__
-from hetserve.errors import APIError, ConnectionFailed, InvalidResponse, StreamError, TimedOut, status_error_type
+from hetserve.errors import (
+    APIError,
+    ConnectionFailed,
+    InvalidArgument,
+    InvalidResponse,
+    StreamError,
+    TimedOut,
+    status_error_type,
+)
 from hetserve.parsing import Json, parse_object
 from hetserve.retries import Retries, may_retry, retry_after_s
 from hetserve.types import Health
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=30.0)
+
+KEEP_ALIVE_S = 15.0
+"""How long an idle connection is kept for the next call: half of what the server keeps it. Were the two the same, calls would go
+out on connections that the server is about to close, and would have to be sent again."""
+
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=KEEP_ALIVE_S)
+
+MAX_ANSWER_BYTES = 1 << 30
+
+FAILURES = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError)
+"""What sending and reading may raise. UnicodeError: httpx looks at where a redirect leads even if nobody follows it, and not
+every host there can be a name."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +79,10 @@ class Call:
         headers = {"x-hetserve-trace": "1"} if self.trace else {}
         if self.body is None:
             return client.build_request(self.method, self.path, headers=headers, timeout=timeout)
-        content = json.dumps(self.body, ensure_ascii=False, allow_nan=False).encode()
+        try:
+            content = json.dumps(self.body, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidArgument(f"{self.method} {self.path}: the request cannot be JSON: {error}") from error
         headers["content-type"] = "application/json"
         return client.build_request(self.method, self.path, content=content, headers=headers, timeout=timeout)
 
@@ -109,6 +131,9 @@ class Attempts:
         return left_s
 
     def request(self, client: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        """The next try. Raises InvalidArgument, ConnectionFailed if the client was closed, TimedOut if the time is up."""
+        if client.is_closed:
+            raise ConnectionFailed(f"{self._name}: the client is closed")
         self._tried += 1
         request = self._call.build(client, self._timeouts.httpx(self.remaining_s()))
         self._name = f"{request.method} {request.url}"
@@ -120,25 +145,29 @@ class Attempts:
             return None
         return self._wait(retry_after_s(answer.headers))
 
-    def after(self, error: httpx.TransportError) -> float:
-        """Seconds to wait before trying again. Raises the error's counterpart when there is no point."""
-        wait_s = self._wait(None)
+    def after(self, error: Exception) -> float:
+        """Seconds to wait before trying again after one of `FAILURES`. Raises its counterpart when there is no point."""
+        wait_s = self._wait(None) if isinstance(error, httpx.TransportError) else None
         if wait_s is None:
-            raise self.transport_error(error) from error
+            raise self.failure(error) from error
         return wait_s
 
-    def transport_error(self, error: httpx.HTTPError | httpx.InvalidURL) -> APIError:
+    def failure(self, error: Exception) -> APIError:
+        """What one of `FAILURES` means before an answer has begun."""
         if isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout):
             return TimedOut(f"{self._name}: no connection within {_seconds(self._timeouts.connect_s)}", "connect")
         if isinstance(error, httpx.TimeoutException):
             self.remaining_s()
             return TimedOut(f"{self._name}: no answer within {_seconds(self._timeouts.read_s)}", "read")
-        return ConnectionFailed(f"{self._name}: {str(error) or type(error).__name__}")
+        kind = ConnectionFailed if isinstance(error, httpx.TransportError) else InvalidResponse
+        return kind(f"{self._name}: {str(error) or type(error).__name__}")
 
-    def stream_error(self, error: httpx.HTTPError) -> APIError:
+    def stream_failure(self, error: Exception, request_id: str | None) -> APIError:
+        """What one of `FAILURES` means once a stream has begun."""
         if isinstance(error, httpx.TimeoutException):
-            return self.transport_error(error)
-        return StreamError(f"{self._name}: the stream broke off: {str(error) or type(error).__name__}")
+            return self.failure(error)
+        message = f"{self._name}: the stream broke off: {str(error) or type(error).__name__}"
+        return StreamError(message, request_id=request_id)
 
     def _wait(self, told_s: float | None) -> float | None:
         wait_s = self._retries.delay_s(self._tried, told_s, self._draw())
@@ -151,15 +180,16 @@ def base_url(url: str | None) -> httpx.URL:
     """The server's root: `url`, else `HETSERVE_URL`, else the default port here. A trailing `/v1` is dropped.
 
     Raises:
-        ValueError: not an http or https URL.
+        InvalidArgument: not an http or https URL.
     """
     text = url or os.environ.get("HETSERVE_URL") or DEFAULT_URL
     try:
         parsed = httpx.URL(text.rstrip("/").removesuffix("/v1") + "/")
-    except httpx.InvalidURL as error:
-        raise ValueError(f"Got url = {text!r} but expected something like {DEFAULT_URL}: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"Got url = {text!r} but expected something like {DEFAULT_URL}")
+        parsed.host.encode("idna")  # as resolving it does
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise InvalidArgument(f"Got url = {text!r} but expected something like {DEFAULT_URL}: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host or not 0 < (parsed.port or 80) < 65536:
+        raise InvalidArgument(f"Got url = {text!r} but expected something like {DEFAULT_URL}")
     return parsed
 
 
@@ -168,8 +198,14 @@ def on_loopback(url: httpx.URL) -> bool:
 
 
 def default_headers(api_key: str | None) -> dict[str, str]:
-    """The key is `api_key`, else `HETSERVE_API_KEY`, else none."""
+    """The key is `api_key`, else `HETSERVE_API_KEY`, else none.
+
+    Raises:
+        InvalidArgument: a key that no header can hold.
+    """
     key = api_key or os.environ.get("HETSERVE_API_KEY")
+    if key and not (key.isascii() and key.isprintable()):
+        raise InvalidArgument("the API key holds characters that no HTTP header can hold: a line's end, perhaps")
     headers = {"user-agent": f"hetserve/{__version__}", "accept": "application/json, text/event-stream"}
     if key:
         headers["authorization"] = f"Bearer {key}"
@@ -192,22 +228,35 @@ def answer(response: httpx.Response, content: bytes) -> Answer:
     return Answer(response.status_code, response.reason_phrase, response.headers, content)
 
 
+def check_size(body: bytearray) -> None:
+    """Raises InvalidResponse on an answer that does not end."""
+    if len(body) > MAX_ANSWER_BYTES:
+        raise InvalidResponse(f"the server sent an answer of more than {MAX_ANSWER_BYTES} bytes")
+
+
 def is_event_stream(response: httpx.Response) -> bool:
-    return response.is_success and response.headers.get("content-type", "").startswith("text/event-stream")
+    kind: str = response.headers.get("content-type", "").partition(";")[0]
+    return response.is_success and kind.strip().lower() == "text/event-stream"
 
 
 def not_a_stream(answer: Answer) -> InvalidResponse:
     return InvalidResponse(f"asked for a stream, got {answer.headers.get('content-type', 'no content type')}")
 
 
+def not_an_answer() -> InvalidResponse:
+    return InvalidResponse("asked for an answer, got a stream: `stream_completions` and `stream_chat` read those")
+
+
 def raise_for_status(answer: Answer) -> None:
-    """Raises the StatusError of an answer that is not a success."""
+    """Raises the StatusError of an error answer, and InvalidResponse for a redirect."""
     if answer.ok:
         return
+    if answer.status < 400:
+        raise InvalidResponse(f"the server answered {answer.status}, to look at {answer.headers.get('location', 'nothing')!r}")
     error = _error_object(answer)
     text = answer.content[:200].decode(errors="replace")
     raise status_error_type(answer.status)(
-        str(error.get("message") or text or answer.reason),
+        _text(error.get("message")) or text or answer.reason,
         status=answer.status,
         code=_text(error.get("code")),
         param=_text(error.get("param")),
@@ -223,8 +272,9 @@ def error_in_stream(data: Json, request_id: str | None) -> StreamError | None:
     if error is None:
         return None
     if not isinstance(error, Mapping):
-        return StreamError(str(error), request_id=request_id)
-    return StreamError(str(error.get("message")), code=_text(error.get("code")), request_id=request_id)
+        error = {"message": error}
+    message = _text(error.get("message")) or "the server reports an error and does not say which"
+    return StreamError(message, code=_text(error.get("code")), request_id=request_id)
 
 
 def health(answer: Answer) -> Health:
@@ -236,9 +286,10 @@ def health(answer: Answer) -> Health:
         data = parse_object(answer.content, "health report")
     except InvalidResponse as error:
         return Health(ok=False, status="unavailable", reasons=(str(error),))
-    reasons = data.get("reasons") or _error_object(answer).get("message") or "the server says that it is unavailable"
-    listed = tuple(str(reason) for reason in reasons) if isinstance(reasons, list) else (str(reasons),)
-    return Health(ok=False, status="unavailable", reasons=listed)
+    said = data.get("reasons") or _error_object(answer).get("message")
+    texts = [_text(reason) for reason in (said if isinstance(said, list) else [said])]
+    listed = tuple(text for text in texts if text)
+    return Health(ok=False, status="unavailable", reasons=listed or ("the server says that it is unavailable",))
 
 
 def only_model(ids: tuple[str, ...]) -> str:
@@ -257,7 +308,8 @@ def _error_object(answer: Answer) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+    """What a server says in words, or (some servers' codes) in numbers; nothing else is shown."""
+    return str(value) if isinstance(value, str | int | float) else None
 
 
 def _least(limit_s: float | None, remaining_s: float | None) -> float | None:

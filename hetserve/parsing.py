@@ -32,7 +32,7 @@ def promised(what: str) -> Iterator[None]:
     """Turns the errors of taking apart a wrong shape into one that says what was being read."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InvalidResponse(f"the server's {what} is not in the API's shape: {type(error).__name__} {error}") from error
 
 
@@ -42,6 +42,8 @@ def parse_object(data: bytes | str, what: str) -> dict[str, Any]:
         value = json.loads(data)
     except ValueError as error:
         raise InvalidResponse(f"the server's {what} is not JSON: {data[:80]!r}") from error
+    except RecursionError as error:
+        raise InvalidResponse(f"the server's {what} is JSON nested without end: {data[:80]!r}") from error
     if not isinstance(value, dict):
         raise InvalidResponse(f"the server's {what} is a JSON {type(value).__name__}, not an object")
     return value
@@ -50,12 +52,12 @@ def parse_object(data: bytes | str, what: str) -> dict[str, Any]:
 def completion(data: Json, request_id: str | None = None) -> Completion:
     with promised("completion"):
         return Completion(
-            id=str(data["id"]),
-            model=str(data["model"]),
+            id=_str(data["id"]),
+            model=_str(data["model"]),
             created=int(data["created"]),
             choices=tuple(_choice(item) for item in data["choices"]),
             usage=_usage(data.get("usage")),
-            trace=_traced(data.get("hetserve")),
+            traces=_traces(data.get("hetserve")),
             request_id=request_id,
         )
 
@@ -63,19 +65,24 @@ def completion(data: Json, request_id: str | None = None) -> Completion:
 def chunk(data: Json) -> Chunk:
     with promised("stream chunk"):
         return Chunk(
-            id=str(data["id"]),
-            model=str(data["model"]),
+            id=_str(data["id"]),
+            model=_str(data["model"]),
             created=int(data["created"]),
             choices=tuple(_choice(item) for item in data["choices"]),
             usage=_usage(data.get("usage")),
-            trace=_traced(data.get("hetserve")),
+            traces=_traces(data.get("hetserve")),
         )
+
+
+def detokenization(data: Json) -> str:
+    with promised("detokenization"):
+        return _str(data["prompt"])
 
 
 def models(data: Json) -> tuple[Model, ...]:
     with promised("list of models"):
         return tuple(
-            Model(str(m["id"]), int(m.get("created") or 0), str(m.get("owned_by") or ""), _int(m.get("max_model_len")))
+            Model(_str(m["id"]), int(m.get("created") or 0), _str(m.get("owned_by") or ""), _int(m.get("max_model_len")))
             for m in data["data"]
         )
 
@@ -104,16 +111,17 @@ def running(data: Json) -> tuple[Trace, ...]:
 def _choice(data: Json) -> Choice:
     """A choice of either endpoint, whole (`text`, `message`) or a piece (`text`, `delta`)."""
     message = data.get("message") or data.get("delta")
-    text = data.get("text") if message is None else message.get("content")
+    text = _text(data.get("text") if message is None else message.get("content"))
+    stop = data.get("stop_reason")
     return Choice(
         index=int(data["index"]),
         text=text or "",
-        finish_reason=data.get("finish_reason"),
-        role=message.get("role") if message else None,
+        finish_reason=_text(data.get("finish_reason")),
+        role=_text(message.get("role")) if message else None,
         logprobs=_logprobs(data.get("logprobs")),
         token_ids=_ids(data["token_ids"]) if data.get("token_ids") is not None else None,
         prompt_token_ids=_ids(data["prompt_token_ids"]) if data.get("prompt_token_ids") is not None else None,
-        stop_reason=data.get("stop_reason"),
+        stop_reason=stop if isinstance(stop, int) else _text(stop),
     )
 
 
@@ -129,20 +137,20 @@ def _usage(data: Json | None) -> Usage | None:
     )
 
 
-def _traced(data: Json | Sequence[Json] | None) -> Trace | None:
-    """The `hetserve` object of an answer: one, or one per generation, of which the first is taken."""
-    if isinstance(data, Sequence):
-        data = data[0] if data else None
-    return None if data is None else _trace(data)
+def _traces(data: Json | list[Json] | None) -> tuple[Trace, ...]:
+    """The `hetserve` object of an answer: a list where there are several generations."""
+    if data is None:
+        return ()
+    return tuple(_trace(item) for item in data) if isinstance(data, list) else (_trace(data),)
 
 
 def _trace(data: Json) -> Trace:
     return Trace(
-        id=str(data.get("id") or ""),
-        prefill=data.get("prefill"),
-        decode=data.get("decode"),
+        id=_str(data.get("id") or ""),
+        prefill=_text(data.get("prefill")),
+        decode=_text(data.get("decode")),
         local=bool(data.get("local")),
-        outcome=str(data.get("outcome") or ""),
+        outcome=_str(data.get("outcome") or ""),
         attempts=int(data.get("attempts") or 1),
         prompt_tokens=int(data.get("prompt_tokens") or 0),
         tokens=int(data.get("tokens") or 0),
@@ -150,7 +158,7 @@ def _trace(data: Json) -> Trace:
         kv_bytes=int(data.get("kv_bytes") or 0),
         ttft_s=_float(data.get("ttft_s")),
         tpot_s=_float(data.get("tpot_s")),
-        error=data.get("error"),
+        error=_text(data.get("error")),
         raw=data,
     )
 
@@ -161,10 +169,10 @@ def _logprobs(data: Json | None) -> tuple[TokenLogprob, ...] | None:
     if "content" in data:
         return tuple(
             TokenLogprob(
-                token=str(item["token"]),
+                token=_str(item["token"]),
                 logprob=_float(item["logprob"]),
                 top=tuple(
-                    TopLogprob(str(t["token"]), float(t["logprob"]), _bytes(t.get("bytes")))
+                    TopLogprob(_str(t["token"]), float(t["logprob"]), _bytes(t.get("bytes")))
                     for t in item.get("top_logprobs") or ()
                 ),
                 bytes=_bytes(item.get("bytes")),
@@ -176,9 +184,9 @@ def _logprobs(data: Json | None) -> tuple[TokenLogprob, ...] | None:
     offsets = data.get("text_offset") or [None] * count
     return tuple(
         TokenLogprob(
-            token=str(token),
+            token=_str(token),
             logprob=_float(logprob),
-            top=tuple(TopLogprob(str(t), float(p)) for t, p in sorted((top or {}).items(), key=lambda pair: -pair[1])),
+            top=tuple(TopLogprob(t, float(p)) for t, p in sorted((top or {}).items(), key=lambda pair: -pair[1])),
             text_offset=_int(offset),
         )
         for token, logprob, top, offset in zip(data["tokens"], data["token_logprobs"], tops, offsets, strict=True)
@@ -188,12 +196,12 @@ def _logprobs(data: Json | None) -> tuple[TokenLogprob, ...] | None:
 def _instance(data: Json) -> Instance:
     counts = ("running", "waiting", "waiting_tokens", "context_tokens", "free_blocks", "held_blocks", "total_blocks", "steps")
     return Instance(
-        name=str(data["name"]),
-        role=str(data["role"]),
-        accelerator=str(data["accelerator"]),
-        node=str(data["node"]),
+        name=_str(data["name"]),
+        role=_str(data["role"]),
+        accelerator=_str(data["accelerator"]),
+        node=_str(data["node"]),
         incarnation=int(data["incarnation"]),
-        state=str(data["state"]),
+        state=_str(data["state"]),
         last_seen_s=float(data["last_seen_s"]),
         **{name: int(data[name]) for name in counts},
         raw=data,
@@ -205,7 +213,21 @@ def _ids(value: Sequence[Any]) -> tuple[int, ...]:
 
 
 def _bytes(value: Sequence[int] | None) -> bytes | None:
-    return None if value is None else bytes(value)
+    if value is None:
+        return None
+    if not isinstance(value, list):  # `bytes` of a number is that many zeros
+        raise TypeError(f"expected a list of bytes, got {type(value).__name__}")
+    return bytes(value)
+
+
+def _str(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {type(value).__name__}")
+    return value
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else _str(value)
 
 
 def _float(value: Any) -> float | None:

@@ -50,13 +50,14 @@ def retry_after_s(headers: Mapping[str, str], now: Callable[[], datetime] = lamb
             seconds = float(value) * scale
         except ValueError:
             continue
-        return seconds if 0 <= seconds < float("inf") else None
+        if 0 <= seconds < float("inf"):
+            return seconds
     value = headers.get("retry-after")
     if value is None:
         return None
     try:
         when = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter of years and zones beyond any calendar
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)

@@ -137,14 +137,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole answer, of either endpoint."""
+    """A whole answer, of either endpoint. `traces`, where asked for, holds the trace of every choice, by its index."""
 
     id: str
     model: str
     created: int
     choices: tuple[Choice, ...]
     usage: Usage | None = None
-    trace: Trace | None = None
+    traces: tuple[Trace, ...] = ()
     request_id: str | None = None
 
     @property
@@ -152,22 +152,31 @@ class Completion:
         """The first choice's text."""
         return self.choices[0].text if self.choices else ""
 
+    @property
+    def trace(self) -> Trace | None:
+        """The first choice's trace."""
+        return self.traces[0] if self.traces else None
+
 
 @dataclass(frozen=True)
 class Chunk:
     """A piece of a streamed answer. `text` is what the first of its choices adds; the last chunk carries the usage and,
-    where asked for, the trace, and may have no choices."""
+    where asked for, the trace of every choice, by its index, and may have no choices."""
 
     id: str
     model: str
     created: int
     choices: tuple[Choice, ...]
     usage: Usage | None = None
-    trace: Trace | None = None
+    traces: tuple[Trace, ...] = ()
 
     @property
     def text(self) -> str:
         return self.choices[0].text if self.choices else ""
+
+    @property
+    def trace(self) -> Trace | None:
+        return self.traces[0] if self.traces else None
 
 
 @dataclass(frozen=True)

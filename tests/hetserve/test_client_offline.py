@@ -77,6 +77,26 @@ def test_trace_is_asked_for_by_header_and_read(either: Either) -> None:
     assert (trace.prefill, trace.decode, trace.kv_bytes, trace.ttft_s, trace.tpot_s) == ("prefill-0", "decode-0", 4096, 0.1, None)
 
 
+def test_every_choice_has_its_trace(either: Either) -> None:
+    served = [{"prefill": "p0", "decode": f"d{n}", "tokens": n} for n in range(3)]
+    choices = [{"index": n, "text": str(n)} for n in range(3)]
+    body = {**COMPLETION, "choices": choices, "hetserve": served}
+    got = either.call("completions", "hi", model="m", n=3, trace=True, client=mock(always(200, body)))
+    assert [trace.decode for trace in got.traces] == ["d0", "d1", "d2"]
+    assert got.trace == got.traces[0]
+    assert either.call("completions", "hi", model="m", client=mock(always(200, COMPLETION))).traces == ()
+
+    def streamed(request: httpx.Request) -> httpx.Response:
+        last = {**COMPLETION, "choices": [], "hetserve": served}
+        content = f"data: {json.dumps(last)}\n\ndata: [DONE]\n\n".encode()
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=httpx.ByteStream(content))
+
+    (chunk,), error = either.collect("stream_completions", "hi", model="m", n=3, trace=True, client=mock(streamed))
+    assert error is None
+    assert [trace.decode for trace in chunk.traces] == ["d0", "d1", "d2"]
+    assert chunk.trace == chunk.traces[0]
+
+
 def test_chat_reads_message_and_logprobs(either: Either) -> None:
     top = [{"token": "Hi", "logprob": -0.1, "bytes": [72, 105]}, {"token": "Ho", "logprob": -2.0, "bytes": None}]
     choice = {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import json
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
-from hetserve import ConnectionFailed, Retries, StreamError, TimedOut, Timeouts
+from hetserve import AsyncClient, Client, ConnectionFailed, Retries, StreamError, TimedOut, Timeouts, streams
 from tests.hetserve.either import Either
 from tests.hetserve.fake_server import Exchange, completion_chunk, serving, usage_chunk
 
@@ -171,10 +175,6 @@ def test_a_trickle_runs_into_the_total_limit(either: Either, stream: bool) -> No
 
 def test_many_streams_at_once_share_no_limit_on_connections() -> None:
     """More than httpx's default pool of 100."""
-    import asyncio
-
-    from hetserve import AsyncClient
-
     everyone = threading.Barrier(120, timeout=30)
 
     def script(x: Exchange) -> None:
@@ -187,3 +187,171 @@ def test_many_streams_at_once_share_no_limit_on_connections() -> None:
 
     with serving(script) as server:
         assert asyncio.run(run(server.url)) == 120
+
+
+def test_a_server_that_leaves_the_response_open_after_done_is_hung_up_on(either: Either, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "END_S", 0.05)
+    hung_up = threading.Event()
+
+    def script(x: Exchange) -> None:
+        x.begin_stream()
+        x.event(completion_chunk("a", "stop"))
+        x.event("[DONE]")
+        if x.wait_hang_up():
+            hung_up.set()
+
+    with serving(script) as server:
+        chunks, error = either.collect("stream_completions", "x", model="m", client={"url": server.url})
+        assert hung_up.wait(10)
+    assert ([chunk.text for chunk in chunks], error) == (["a"], None)
+
+
+def test_a_connection_whose_stream_has_ended_carries_the_next_call() -> None:
+    def script(x: Exchange) -> None:
+        content = f"data: {json.dumps(completion_chunk('a'))}\n\ndata: [DONE]\n\n".encode()
+        for _ in range(2):
+            x.head(200, {"content-type": "text/event-stream", "transfer-encoding": "chunked"})
+            x.sock.sendall(b"%x\r\n%b\r\n" % (len(content), content))
+            x.sock.sendall(b"0\r\n\r\n")
+            x.sock.recv(65536)
+
+    with serving(script) as server, Client(server.url) as client:
+        for _ in range(2):
+            assert [chunk.text for chunk in client.stream_completions("x", model="m")] == ["a"]
+        assert len(server.seen) == 1
+
+
+def endless(hung_up: threading.Event) -> Callable[[Exchange], None]:
+    def script(x: Exchange) -> None:
+        x.begin_stream()
+        x.event(completion_chunk("a"))
+        if x.wait_hang_up():
+            hung_up.set()
+
+    return script
+
+
+def test_leaving_a_loop_hangs_up_without_a_garbage_collector() -> None:
+    hung_up = threading.Event()
+    gc.disable()
+    try:
+        with serving(endless(hung_up)) as server, Client(server.url) as client:
+            for _ in client.stream_completions("x", model="m"):
+                break
+            assert hung_up.wait(5)
+    finally:
+        gc.enable()
+
+
+async def test_leaving_an_async_loop_hangs_up() -> None:
+    hung_up = threading.Event()
+    gc.disable()
+    try:
+        with serving(endless(hung_up)) as server:
+            async with AsyncClient(server.url) as client:
+                async for _ in await client.stream_completions("x", model="m"):
+                    break
+                assert await asyncio.to_thread(hung_up.wait, 5)
+    finally:
+        gc.enable()
+
+
+def test_another_thread_may_close_a_stream_that_waits() -> None:
+    hung_up = threading.Event()
+    with serving(endless(hung_up)) as server, Client(server.url) as client:
+        stream = client.stream_completions("x", model="m")
+        assert next(stream).text == "a"
+        found: list[BaseException] = []
+
+        def read() -> None:
+            try:
+                next(stream)
+            except BaseException as error:
+                found.append(error)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        while not stream._chunks.gi_running:
+            time.sleep(0.001)
+        stream.close()
+        reader.join(10)
+        assert hung_up.wait(5)
+    assert [type(error) for error in found] == [StreamError]
+
+
+async def test_another_task_may_close_a_stream_that_waits() -> None:
+    hung_up = threading.Event()
+    with serving(endless(hung_up)) as server:
+        async with AsyncClient(server.url) as client:
+            stream = await client.stream_completions("x", model="m")
+            assert (await anext(stream)).text == "a"
+            reading = asyncio.create_task(anext(stream))
+            await asyncio.sleep(0)
+            await stream.aclose()
+            with pytest.raises(StreamError):
+                await reading
+            assert await asyncio.to_thread(hung_up.wait, 5)
+
+
+async def test_an_async_stream_that_is_out_of_time_hangs_up() -> None:
+    hung_up, time_s = threading.Event(), 0.0
+    with serving(endless(hung_up)) as server:
+        async with AsyncClient(server.url, timeouts=Timeouts(total_s=100), clock=lambda: time_s) as client:
+            stream = await client.stream_completions("x", model="m")
+            assert (await anext(stream)).text == "a"
+            time_s = 101.0
+            with pytest.raises(TimedOut):
+                await anext(stream)
+            assert await asyncio.to_thread(hung_up.wait, 5)
+
+
+def test_closing_the_client_ends_its_streams_with_an_error() -> None:
+    hung_up = threading.Event()
+    with serving(endless(hung_up)) as server:
+        client = Client(server.url)
+        stream = client.stream_completions("x", model="m")
+        next(stream)
+        client.close()
+        with pytest.raises(StreamError):
+            next(stream)
+
+
+async def test_closing_the_async_client_ends_its_streams_with_an_error() -> None:
+    hung_up = threading.Event()
+    with serving(endless(hung_up)) as server:
+        client = AsyncClient(server.url)
+        stream = await client.stream_completions("x", model="m")
+        await anext(stream)
+        await client.aclose()
+        with pytest.raises(StreamError):
+            await anext(stream)
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        ({"transfer-encoding": "chunked"}, b"zz\r\n"),
+        ({"transfer-encoding": "chunked"}, b"5\r\ndata:\r\n"),
+        ({"transfer-encoding": "chunked"}, b"0\r\n\r\n"),
+        ({"content-length": "100"}, b"data: "),
+        ({}, b""),
+    ],
+)
+def test_a_stream_of_broken_http_is_a_stream_error(either: Either, head: dict[str, str], body: bytes) -> None:
+    def script(x: Exchange) -> None:
+        x.head(200, {"content-type": "text/event-stream", **head})
+        x.sock.sendall(body)
+
+    with serving(script) as server:
+        chunks, error = either.collect("stream_completions", "x", model="m", client={"url": server.url})
+        assert len(server.seen) == 1
+    assert chunks == []
+    assert isinstance(error, StreamError)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"HTTP/1.1 042 X\r\n\r\n", b"HTTP/1.1 101 X\r\n\r\n", b"HTTP/1.1 100 X\r\n\r\n", b"garbage\r\n\r\n"]
+)
+def test_what_is_not_http_is_a_failed_connection(either: Either, raw: bytes) -> None:
+    with serving(lambda x: x.sock.sendall(raw)) as server, pytest.raises(ConnectionFailed):
+        either.call("models", client={"url": server.url, "retries": Retries(limit=0)})

@@ -38,6 +38,12 @@ def test_the_limit_counts_tries_after_the_first() -> None:
         ({"retry-after": "-1"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "inf"}, None),
+        ({"retry-after": "9" * 400}, None),
+        ({"retry-after-ms": "nan", "retry-after": "9"}, 9.0),
+        ({"retry-after": "Mon, 01 Jan 99999999999 00:00:00 GMT"}, None),
+        ({"retry-after": "Mon, 01 Jan 2020 00:00:00 +99999999999999999999"}, None),
+        ({"retry-after": "Thu, 01 Jan 2026 00:00:05"}, 5.0),
+        ({"retry-after": " "}, None),
         ({}, None),
     ],
 )
