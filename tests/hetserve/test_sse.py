@@ -74,6 +74,11 @@ def test_events_survive_byte_by_byte(ends: str) -> None:
     assert got == [Event(b"a", id="1"), Event("b\u2028".encode(), id="1")]
 
 
+def test_a_line_feed_that_comes_alone_ends_the_line_before_it_and_no_other() -> None:
+    decoder = EventDecoder()
+    assert [list(decoder.feed(piece)) for piece in (b"data: a\r", b"\n", b"\n")] == [[], [], [Event(b"a")]]
+
+
 @given(
     events=st.lists(st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"])), max_size=6),
     ends=st.sampled_from(["\n", "\r\n", "\r"]),
