@@ -362,14 +362,15 @@ def test_stopping_the_gateway_ends_requests_under_way_with_an_error(stage):
 def test_draining_waits_for_a_client_that_reads_slowly(stage):
     """Its generation is over long before its answer is: megabytes are still on their way when the drain begins."""
     stage.worker("m0", behave=lambda worker, submit: worker.send(worker.item(submit, 0, submit.sampling.max_tokens)))
-    body = {"prompt": ["hi"] * 16, "max_tokens": 400, "logprobs": 20, "seed": 1, "stream": True}
+    body = {"prompt": ["hi"] * 48, "max_tokens": 400, "logprobs": 20, "seed": 1, "stream": True}
     drained = []
-    with socket.create_connection(("127.0.0.1", int(stage.service.url.rpartition(":")[2]))) as client:
+    with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", int(stage.service.url.rpartition(":")[2])))
         content = json.dumps(body).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
         client.sendall(head.encode() + content)
-        stage.until(lambda: stage.invariants()["completed"] == 16, within_s=60)
+        stage.until(lambda: stage.invariants()["completed"] == 48, within_s=100)
         draining = threading.Thread(target=lambda: drained.append(stage.service.drain(60)))
         draining.start()
         stage.until(lambda: stage.http.get("/health").status_code == 503)
