@@ -55,7 +55,7 @@ def completion(data: Json, request_id: str | None = None) -> Completion:
             id=_str(data["id"]),
             model=_str(data["model"]),
             created=int(data["created"]),
-            choices=tuple(_choice(item) for item in data["choices"]),
+            choices=tuple(_choice({"prompt_token_ids": data.get("prompt_token_ids"), **item}) for item in data["choices"]),
             usage=_usage(data.get("usage")),
             traces=_traces(data.get("hetserve")),
             request_id=request_id,
@@ -68,7 +68,7 @@ def chunk(data: Json) -> Chunk:
             id=_str(data["id"]),
             model=_str(data["model"]),
             created=int(data["created"]),
-            choices=tuple(_choice(item) for item in data["choices"]),
+            choices=tuple(_choice({"prompt_token_ids": data.get("prompt_token_ids"), **item}) for item in data["choices"]),
             usage=_usage(data.get("usage")),
             traces=_traces(data.get("hetserve")),
         )

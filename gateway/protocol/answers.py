@@ -27,28 +27,46 @@ encode_json = msgspec.json.encode
 
 @dataclass(slots=True)
 class Choice:
-    """One generation's answer as it grows. `text_offset` counts characters of token texts, for completion logprobs."""
+    """One generation's answer as it grows. `text_offset` counts characters of text, for completion logprobs; `sent` counts the
+    tokens of all chunks so far."""
 
     index: int
     prompt: Sequence[int]
     text: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    pieces: list[str | None] = field(default_factory=list)
     finish: FinishReason | None = None
     stop: str | int | None = None
     text_offset: int = 0
+    sent: int = 0
     opened: bool = False
 
     def add(self, delta: Delta) -> None:
         self.text.append(delta.text)
         self.tokens += delta.tokens
         self.logprobs += delta.logprobs
+        self.pieces += delta.pieces
         self.finish, self.stop = delta.finish, delta.stop
 
 
-class Shape(Protocol):
-    """What differs between chat and plain completions."""
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token with what is known of it. `piece` is what it added to the text, None if it is not shown."""
 
+    token: int
+    logprobs: TokenLogprobs
+    piece: str | None
+
+    def text(self, text_of: TokenText) -> str:
+        return text_of(self.token) if self.piece is None else self.piece
+
+
+class Shape(Protocol):
+    """What differs between chat and plain completions. `prompt_ids_on_top`: where an answer says them, as in vLLM: a chat has one
+    prompt, and completions one for each choice."""
+
+    prompt_ids_on_top: bool
     id_prefix: str
     object_whole: str
     object_chunk: str
@@ -62,12 +80,14 @@ class Shape(Protocol):
     def whole(self, choice: Choice, text: str, logprobs: Any) -> dict[str, Any]:
         """The choice part of a whole response."""
 
-    def logprobs(self, choice: Choice, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs], text_of: TokenText) -> Any: ...
+    def logprobs(self, choice: Choice, drawn: Sequence[Drawn], text_of: TokenText) -> Any:
+        """Token strings, put together, are the text; those of tokens that the text does not show are their names."""
 
 
 class ChatShape:
     """`bytes_of` gives a token's UTF-8 bytes, None where they cannot be known."""
 
+    prompt_ids_on_top = True
     id_prefix = "chatcmpl-"
     object_whole = "chat.completion"
     object_chunk = "chat.completion.chunk"
@@ -85,18 +105,26 @@ class ChatShape:
         message = {"role": "assistant", "content": text, "refusal": None}
         return {"index": choice.index, "message": message, "logprobs": logprobs}
 
-    def logprobs(self, choice: Choice, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs], text_of: TokenText) -> Any:
-        def entry(token: int, logprob: float) -> dict[str, Any]:
-            return {"token": text_of(token), "logprob": _finite(logprob), "bytes": self._bytes_of(token)}
+    def logprobs(self, choice: Choice, drawn: Sequence[Drawn], text_of: TokenText) -> Any:
+        def entry(token: int, text: str, logprob: float) -> dict[str, Any]:
+            return {"token": text, "logprob": _finite(logprob), "bytes": self._bytes_of(token)}
 
-        content = [
-            {**entry(token, drawn.logprob), "top_logprobs": [entry(*alternative) for alternative in drawn.top]}
-            for token, drawn in zip(tokens, logprobs, strict=False)
-        ]
+        content = []
+        for one in drawn:
+            top = [entry(token, text_of(token), logprob) for token, logprob in one.logprobs.top]
+            said = entry(one.token, one.text(text_of), one.logprobs.logprob)
+            content.append({**said, "bytes": self._bytes_drawn(one), "top_logprobs": top})
         return {"content": content, "refusal": None}
+
+    def _bytes_drawn(self, one: Drawn) -> list[int] | None:
+        """A text that begins with the token may have lost the token's leading space: then its bytes have lost it too."""
+        known = self._bytes_of(one.token)
+        shown = list((one.piece or "").encode("utf-8", "replace"))
+        return shown if shown and known is not None and known[-len(shown) :] == shown else known
 
 
 class CompletionShape:
+    prompt_ids_on_top = False
     id_prefix = "cmpl-"
     object_whole = "text_completion"
     object_chunk = "text_completion"
@@ -115,18 +143,18 @@ class CompletionShape:
     def whole(self, choice: Choice, text: str, logprobs: Any) -> dict[str, Any]:
         return {"index": choice.index, "text": self._echoed(choice) + text, "logprobs": logprobs}
 
-    def logprobs(self, choice: Choice, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs], text_of: TokenText) -> Any:
-        texts = [text_of(token) for token in tokens]
-        offsets = []
-        for text in texts:
-            offsets.append(choice.text_offset)
-            choice.text_offset += len(text)
+    def logprobs(self, choice: Choice, drawn: Sequence[Drawn], text_of: TokenText) -> Any:
+        texts, offsets = [], []
         tops: list[dict[str, float]] = []
-        for text, drawn in zip(texts, logprobs, strict=False):
-            top = {text_of(token): _finite(value) for token, value in drawn.top}
-            top.setdefault(text, _finite(drawn.logprob))
+        for one in drawn:
+            text = one.text(text_of)
+            texts.append(text)
+            offsets.append(choice.text_offset)
+            choice.text_offset += len(one.piece or "")
+            top = {text if token == one.token else text_of(token): _finite(value) for token, value in one.logprobs.top}
+            top.setdefault(text, _finite(one.logprobs.logprob))
             tops.append(top)
-        values = [_finite(drawn.logprob) for drawn in logprobs]
+        values = [_finite(one.logprobs.logprob) for one in drawn]
         return {"tokens": texts, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
     def _echoed(self, choice: Choice) -> str:
@@ -135,9 +163,12 @@ class CompletionShape:
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
+    """`with_usage`: streams end in a chunk with usage. `running_usage`: every chunk says that of its own choice so far."""
+
     with_logprobs: bool = False
     with_token_ids: bool = False
     with_usage: bool = False
+    running_usage: bool = False
 
 
 class Answer:
@@ -150,7 +181,7 @@ class Answer:
         self._options = options
         self._text_of = text_of
         self._head = {"id": shape.id_prefix + request_id, "created": created_s, "model": model}
-        self._fast_text = not (options.with_logprobs or options.with_token_ids)
+        self._fast_text = not (options.with_logprobs or options.with_token_ids or options.running_usage)
         self._fast: dict[int, tuple[bytes, bytes]] = {}
 
     def chunk(self, choice: Choice, delta: Delta) -> bytes:
@@ -158,26 +189,38 @@ class Answer:
         opening = b""
         if not choice.opened:
             choice.opened = True
-            first = self._shape.opening(choice)
-            if self._options.with_token_ids:
-                first = first or self._shape.piece(choice, "", None) | {"finish_reason": None}
-                first["prompt_token_ids"] = list(choice.prompt)
-            opening = b"" if first is None else self._event({"choices": [first]})
+            opening = self._opening(choice)
         if self._fast_text and delta.finish is None:
             if not delta.text:
                 return opening
             before, after = self._fast.get(choice.index) or self._fast_parts(choice)
             return b"".join((opening, before, encode_json(delta.text), after))
+        choice.sent += len(delta.tokens)
         logprobs = None
         if self._options.with_logprobs and delta.tokens:
-            logprobs = self._shape.logprobs(choice, delta.tokens, delta.logprobs, self._text_of)
-        body = self._shape.piece(choice, delta.text, logprobs)
-        body["finish_reason"] = None if delta.finish is None else delta.finish.value
+            logprobs = self._shape.logprobs(choice, _drawn(delta), self._text_of)
+        piece = self._shape.piece(choice, delta.text, logprobs)
+        piece["finish_reason"] = None if delta.finish is None else delta.finish.value
         if delta.finish is not None:
-            body["stop_reason"] = delta.stop
+            piece["stop_reason"] = delta.stop
         if self._options.with_token_ids:
-            body["token_ids"] = delta.tokens
-        return opening + self._event({"choices": [body]})
+            piece["token_ids"] = delta.tokens
+        return opening + self._event(self._told({"choices": [piece]}, choice))
+
+    def _opening(self, choice: Choice) -> bytes:
+        first = self._shape.opening(choice)
+        body: dict[str, Any] = {}
+        if self._options.with_token_ids:
+            first = first or self._shape.piece(choice, "", None) | {"finish_reason": None}
+            (body if self._shape.prompt_ids_on_top else first)["prompt_token_ids"] = list(choice.prompt)
+        return b"" if first is None else self._event(self._told({"choices": [first], **body}, choice))
+
+    def _told(self, body: dict[str, Any], choice: Choice) -> dict[str, Any]:
+        """With the usage so far, if that was asked for."""
+        if self._options.running_usage:
+            total = len(choice.prompt) + choice.sent
+            body["usage"] = {"prompt_tokens": len(choice.prompt), "completion_tokens": choice.sent, "total_tokens": total}
+        return body
 
     def last_chunk(self, usage: dict[str, Any] | None, trace: Any) -> bytes:
         """The chunk without choices that carries usage and, when asked for, where the request was served."""
@@ -193,14 +236,18 @@ class Answer:
         for choice in choices:
             logprobs = None
             if self._options.with_logprobs:
-                logprobs = self._shape.logprobs(choice, choice.tokens, choice.logprobs, self._text_of)
+                logprobs = self._shape.logprobs(choice, _drawn(choice), self._text_of)
             body = self._shape.whole(choice, "".join(choice.text), logprobs)
             body["finish_reason"] = None if choice.finish is None else choice.finish.value
             body["stop_reason"] = choice.stop
             if self._options.with_token_ids:
-                body["prompt_token_ids"], body["token_ids"] = list(choice.prompt), choice.tokens
+                body["token_ids"] = choice.tokens
+                if not self._shape.prompt_ids_on_top:
+                    body["prompt_token_ids"] = list(choice.prompt)
             bodies.append(body)
         whole = {**self._head, "object": self._shape.object_whole, "choices": bodies, "usage": usage}
+        if self._options.with_token_ids and self._shape.prompt_ids_on_top:
+            whole["prompt_token_ids"] = list(choices[0].prompt)
         if trace is not None:
             whole["hetserve"] = trace
         return encode_json(whole)
@@ -225,6 +272,10 @@ def usage_of(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> 
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
+
+
+def _drawn(said: Choice | Delta) -> list[Drawn]:
+    return [Drawn(*one) for one in zip(said.tokens, said.logprobs, said.pieces, strict=False)]
 
 
 def _finite(logprob: float) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,10 @@ Messages = Sequence[dict[str, Any]]
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 PROBE_CHARS_PER_TOKEN = 8
 """A text longer than this per token of context is first judged by its beginning."""
+TEMPLATE_ERRORS = (jinja2.TemplateError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
+"""What a template may raise over messages and variables that it was not made for."""
+NAMED = 8
+"""Wrong values that an error names; of more it says how many."""
 
 
 class TextCodec:
@@ -40,10 +45,16 @@ class TextCodec:
         self.vocab_size = vocab_size
         self.show_all: Decode = self._decoder(skip_special=False)
         self.skip_special: Decode = self._decoder(skip_special=True)
-        self.token_text: Callable[[int], str] = lru_cache(maxsize=65536)(lambda token: self.show_all([token]))
+        self.token_text: Callable[[int], str] = lru_cache(maxsize=65536)(self._token_text)
         self.token_bytes: Callable[[int], list[int] | None] = lru_cache(maxsize=65536)(self._token_bytes)
         self._spelling = _spelling(self._fast)
-        self._added = frozenset(self._fast.get_added_tokens_decoder() if self._fast is not None else ())
+        added = self._fast.get_added_tokens_decoder() if self._fast is not None else {}
+        self._added = frozenset(added)
+        self.special_ids = frozenset(
+            tokenizer.all_special_ids if self._fast is None else (token for token, entry in added.items() if entry.special)
+        )
+        """What `skip_special` leaves out."""
+        self._before = self._plain_token() if self._strips() else None
 
     @classmethod
     def load(cls, model_path: str | Path) -> TextCodec:
@@ -112,14 +123,39 @@ class TextCodec:
                 continue_final_message=continue_final,
                 **(options or {}),
             )
-        except (jinja2.TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        except TEMPLATE_ERRORS as error:
             raise InvalidRequest(f"the model's chat template refuses these messages: {error}", "messages") from error
         return text
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raises InvalidRequest when an id is not one of the model's."""
         if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
-            raise InvalidRequest(f"{param}: token ids must be in [0, {self.vocab_size - 1}]", param)
+            wrong = (token for token in ids if not 0 <= token < self.vocab_size)
+            known = f"the model has {self.vocab_size} token ids, 0 to {self.vocab_size - 1}"
+            raise InvalidRequest(f"{param}: {known}; got {some_of(wrong)}", param)
+
+    def _token_text(self, token: int) -> str:
+        """How the token reads in the middle of a text: decoders of SentencePiece drop the space that a text begins with."""
+        text = self.show_all([token])
+        if self._before is None:
+            return text
+        before, both = self.show_all([self._before]), self.show_all([self._before, token])
+        return both[len(before) :] if both.startswith(before) else text
+
+    def _strips(self) -> bool:
+        """Whether decoding takes a leading space away."""
+        if self._fast is None:
+            return True
+        decoder = "" if self._fast.decoder is None else self._fast.decoder.__getstate__().decode()
+        return '"Strip"' in decoder or '"Metaspace"' in decoder
+
+    def _plain_token(self) -> int | None:
+        """A token that is text and neither begins nor ends with a space; None when the vocabulary shows none."""
+        for letter in "aeinot.":
+            ids = self.encode(letter, special=False)
+            if ids and self.show_all(ids[-1:]).strip() == letter:
+                return ids[-1]
+        return None
 
     def _token_bytes(self, token: int) -> list[int] | None:
         """The bytes that a token stands for, also when they are only a part of a character; None if that cannot be told."""
@@ -134,6 +170,14 @@ class TextCodec:
         if self._fast is not None:
             return partial(self._fast.decode, skip_special_tokens=skip_special)
         return partial(self._tokenizer.decode, skip_special_tokens=skip_special)
+
+
+def some_of(values: Iterable[object]) -> str:
+    """The first few of them, and how many more there are."""
+    first, more = list(islice(it := iter(values), NAMED)), 0
+    for _ in it:
+        more += 1
+    return ", ".join(map(str, first)) + (f" and {more} more" if more else "")
 
 
 def _spelling(fast: Any) -> Callable[[str], list[int] | None]:

@@ -11,7 +11,7 @@ Lives in the pump's thread (`gateway.serving.pump`); survives retries, so that t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 from core.messages import ServedBy, TokenItem, TokenLogprobs
@@ -25,9 +25,10 @@ MAX_EARLY_ITEMS = 4096
 
 @dataclass(frozen=True, slots=True)
 class TextOptions:
-    """How tokens become text. `decode` already knows whether special tokens are shown."""
+    """How tokens become text. `decode` already knows whether special tokens are shown; `skipped` are those that are not."""
 
     decode: Decode
+    skipped: Set[int] = frozenset()
     stop: tuple[str, ...] = ()
     include_stop: bool = False
     min_tokens: int = 0
@@ -37,13 +38,15 @@ class TextOptions:
 class Delta:
     """What one message added to a generation: tokens in order, the text they settled, and how it ended if it did.
 
-    `stop` is the stop string or stop token id that ended it. `cut` says that the gateway ended it, and workers do not know.
-    `worker` sent the last of the tokens.
+    `pieces` come with `logprobs`: what each token added to the text, before stop strings cut it, or None for one that is not
+    shown; put together they are the text. `stop` is the stop string or stop token id that ended it. `cut` says that the gateway
+    ended it, and workers do not know. `worker` sent the last of the tokens.
     """
 
     worker: InstanceKey
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    pieces: list[str | None] = field(default_factory=list)
     text: str = ""
     finish: FinishReason | None = None
     stop: str | int | None = None
@@ -106,16 +109,25 @@ class TokenReader:
         delta.worker = worker
         if item.served is not None:
             delta.served.append((worker, item.served))
-        hidden = item.finish is FinishReason.STOP and item.stop_token is not None and not self._options.include_stop
+        # a worker stops at a token, its end token or one of the request's: neither is text unless it was asked for
+        ends = item.finish is FinishReason.STOP and not self._options.include_stop
         last = len(fresh) - 1
         for index, token in enumerate(fresh):
             self.next_position += 1
             delta.tokens.append(token)
+            hidden = ends and index == last
+            piece = "" if hidden else self._detokenizer.step(token)
             if item.logprobs:
                 delta.logprobs.append(item.logprobs[known + index])
-            if not (hidden and index == last) and self._stopped(delta, self._detokenizer.step(token)):
+                delta.pieces.append(None if hidden or token in self._options.skipped else piece)
+            if self._stopped(delta, piece):
                 return
-        if item.finish is not None and not self._stopped(delta, self._detokenizer.flush()):
+        if item.finish is not None:
+            rest = self._detokenizer.flush()
+            if rest and delta.pieces:
+                delta.pieces[-1] = (delta.pieces[-1] or "") + rest
+            if self._stopped(delta, rest):
+                return
             delta.text += self._stops.flush()
             delta.finish, delta.stop = item.finish, item.stop_token
             self.done = True
