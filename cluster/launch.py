@@ -245,7 +245,8 @@ def serve(
             console.print("Stopped while starting.")
             return
         console.print(breakdown(cluster.seconds, cluster.instances(), cluster.total_s))
-        console.print(f"Serving [bold]{config.gateway.served_model_name or config.model}[/bold] at {cluster.url}", soft_wrap=True)
+        names = ", ".join(config.gateway.served_model_names) or config.model
+        console.print(f"Serving [bold]{names}[/bold] at {cluster.url}", soft_wrap=True)
         try:
             while not stop.wait(REFRESH_S):
                 cluster.check()

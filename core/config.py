@@ -92,6 +92,11 @@ def _names(value: object) -> object:
     raise ValueError(f"expected a name or a list of names, got {value!r}")
 
 
+def _switch(value: object) -> object:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
 class PoolConfig(_Section):
     """Instances of one role on one kind of accelerator.
 
@@ -128,12 +133,16 @@ class GatewayConfig(_Section):
     """The HTTP door. An `api_key` is required to listen beyond loopback.
 
     `read_timeout_s` bounds how long a client may take to send one request, `max_connections` how many may be open at once.
+    `served_model_name` is what clients call the model, or several such names, of which answers carry the first.
+    `generation_config`: `auto` takes sampling defaults from the file of that name in the model's folder, `off` (vLLM's word is
+    `vllm`) takes none.
     """
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     api_key: str | None = Field(default=None, min_length=8)
-    served_model_name: str | None = Field(default=None, min_length=1)
+    served_model_name: Annotated[str | list[str], BeforeValidator(_names)] | None = None
+    generation_config: Annotated[Literal["auto", "off"], BeforeValidator(_switch)] = "auto"
     max_n: int = Field(default=16, ge=1)
     max_body_bytes: int = Field(default=16 << 20, ge=1024)
     read_timeout_s: float = Field(default=60.0, gt=0)
@@ -141,6 +150,12 @@ class GatewayConfig(_Section):
     request_timeout_s: float = Field(default=600.0, gt=0)
     max_attempts: int = Field(default=3, ge=1)
     max_concurrent: int = Field(default=4096, ge=1)
+
+    @property
+    def served_model_names(self) -> tuple[str, ...]:
+        """Each once, in order; empty if nothing was said."""
+        given = self.served_model_name
+        return tuple(dict.fromkeys([given] if isinstance(given, str) else given or ()))
 
     @property
     def on_loopback(self) -> bool:

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import structlog
 import uvloop
 
@@ -35,6 +36,7 @@ from gateway.serving.journal import Journal
 from gateway.serving.lifecycle import LifeCycle, Limits
 from gateway.serving.metrics import Metrics
 from gateway.serving.pump import Pump
+from gateway.serving.sampling_defaults import SamplingDefaults, sampling_defaults
 from gateway.text.codec import TextCodec
 from gateway.text.tokenizing import Tokenizing
 from mail.door import Door
@@ -234,8 +236,7 @@ class Gateway:
             dispatcher = self._make_dispatcher(peers, pump, metrics)
             events.target = dispatcher.deliver
             metrics.watch(dispatcher.snapshot)
-            model_name = gateway.served_model_name or self._model_path.name
-            model = ModelInfo(model_name, int(time.time()), self._config.max_model_len)
+            model = self._model_info()
             intake = Intake(model, codec, tokenizing, dispatcher, self._clock, gateway.max_n)
 
             def more_invariants() -> dict[str, int]:
@@ -252,6 +253,14 @@ class Gateway:
             pump.start(self._loop)
             stack.callback(pump.stop)
             await self._until_stopped(dispatcher, server, fault)
+
+    def _model_info(self) -> ModelInfo:
+        config = self._config
+        names = config.gateway.served_model_names or (self._model_path.name,)
+        defaults = sampling_defaults(self._model_path) if config.gateway.generation_config == "auto" else SamplingDefaults()
+        if defaults != SamplingDefaults():
+            log.info("sampling defaults are the model's own", defaults=msgspec.to_builtins(defaults))
+        return ModelInfo(names, config.model, int(time.time()), config.max_model_len, defaults)
 
     async def _until_stopped(self, dispatcher: Dispatcher, server: HttpServer, fault: asyncio.Future[None]) -> None:
         """Serve until the server is told to stop; raises what `fault` holds if that comes first."""

@@ -43,11 +43,12 @@ class StatusRoutes:
         return JSON({"version": self.version})
 
     async def models(self, request: Request) -> Response:
-        return JSON({"object": "list", "data": [self._model()]})
+        return JSON({"object": "list", "data": [self._model(name) for name in self.intake.model.names]})
 
     async def model(self, request: Request) -> Response:
-        self.intake.check_model(request.path_params["model_id"])
-        return JSON(self._model())
+        name = request.path_params["model_id"]
+        self.intake.check_model(name)
+        return JSON(self._model(name))
 
     async def show_metrics(self, request: Request) -> Response:
         return Response(self.metrics.render(), media_type=CONTENT_TYPE)
@@ -65,14 +66,16 @@ class StatusRoutes:
     async def invariants(self, request: Request) -> Response:
         return JSON({**self.dispatcher.invariants(), **self.extra_invariants()})
 
-    def _model(self) -> dict[str, Any]:
+    def _model(self, name: str) -> dict[str, Any]:
         model = self.intake.model
         limits = [limit for limit in (model.max_model_len, self.dispatcher.snapshot().max_model_len) if limit]
         return {
-            "id": model.name,
+            "id": name,
             "object": "model",
             "created": model.created_s,
             "owned_by": "hetserve",
+            "root": model.root,
+            "parent": None,
             "max_model_len": min(limits, default=None),
         }
 

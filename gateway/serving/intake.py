@@ -22,7 +22,8 @@ from gateway.protocol.bodies import MAX_PROMPTS, ChatRequest, CompletionRequest,
 from gateway.serving.dispatcher import Dispatcher
 from gateway.serving.generation import Generation
 from gateway.serving.inbox import Inbox
-from gateway.text.codec import TextCodec
+from gateway.serving.sampling_defaults import SamplingDefaults
+from gateway.text.codec import TextCodec, some_of
 from gateway.text.token_reader import TextOptions
 from gateway.text.tokenizing import Tokenizing
 
@@ -40,11 +41,17 @@ TEMPLATE_OPTIONS_NOT_ALLOWED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What this gateway serves. `created_s` is Unix time."""
+    """What this gateway serves, under which names (answers say the first), loaded from what, since when (Unix time)."""
 
-    name: str
+    names: tuple[str, ...]
+    root: str
     created_s: int
     max_model_len: int | None
+    defaults: SamplingDefaults
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +88,9 @@ class Intake:
         return min(limits)
 
     def check_model(self, name: str | None) -> None:
-        if name is not None and name != self.model.name:
-            raise ModelNotFound(f"The model `{name}` does not exist; this server has `{self.model.name}`")
+        if name is not None and name not in self.model.names:
+            known = ", ".join(f"`{known}`" for known in self.model.names)
+            raise ModelNotFound(f"The model `{name}` does not exist; this server has {known}")
 
     async def prepare(self, body: CompletionRequest | ChatRequest) -> Prepared:
         """Raises InvalidRequest, ModelNotFound, Unavailable or Overloaded, all before anything is started."""
@@ -108,10 +116,14 @@ class Intake:
             self._sampling(body, prompt, secrets.randbelow(MAX_SEED) if body.seed is None else body.seed) for prompt in prompts
         ]
         texts = None
+        show_all = body.skip_special_tokens is False
+        decode = self.codec.show_all if show_all else self.codec.skip_special
         if isinstance(body, CompletionRequest) and body.echo:
-            texts = await self.off_loop(lambda: [self.codec.skip_special(prompt) for prompt in prompts])
+            given = _prompts(body)
+            texts = await self.off_loop(lambda: [item if isinstance(item, str) else decode(item) for item in given])
         options = TextOptions(
-            decode=self.codec.show_all if body.skip_special_tokens is False else self.codec.skip_special,
+            decode=decode,
+            skipped=frozenset() if show_all else self.codec.special_ids,
             stop=body.stops,
             include_stop=bool(body.include_stop_str_in_output),
             min_tokens=body.min_tokens or 0,
@@ -210,12 +222,7 @@ class Intake:
             await self.off_loop(work)
 
     async def _encode_prompts(self, body: CompletionRequest) -> list[list[int]]:
-        prompt = body.prompt
-        many: Sequence[str | list[int]]
-        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
-            many = [prompt]
-        else:
-            many = cast("Sequence[str | list[int]]", prompt)
+        many = _prompts(body)
         if not many:
             raise InvalidRequest("prompt: must not be empty", "prompt")
         if len(many) > MAX_PROMPTS:
@@ -254,7 +261,7 @@ class Intake:
             raise InvalidRequest("the prompt has no tokens", "prompt")
         wanted = body.max_tokens
         if isinstance(body, ChatRequest):
-            wanted = body.max_completion_tokens or wanted or max(room, 1)
+            wanted = body.max_completion_tokens or wanted or self._default_chat_tokens(max(room, 1))
             param, logprobs = "messages", (body.top_logprobs or 0) if body.logprobs else None
         else:
             wanted = min(DEFAULT_COMPLETION_TOKENS, max(room, 1)) if wanted is None else wanted
@@ -267,14 +274,15 @@ class Intake:
             )
         stop_token_ids = tuple(body.stop_token_ids or ())
         self.codec.check_ids(stop_token_ids, "stop_token_ids")
+        defaults = self.model.defaults
         return SamplingParams(
             max_tokens=wanted,
             min_tokens=body.min_tokens or 0,
-            temperature=_or(body.temperature, 1.0),
-            top_k=max(body.top_k or 0, 0),
-            top_p=_or(body.top_p, 1.0),
-            min_p=_or(body.min_p, 0.0),
-            repetition_penalty=_or(body.repetition_penalty, 1.0),
+            temperature=_or(body.temperature, defaults.temperature),
+            top_k=max(defaults.top_k if body.top_k is None else body.top_k, 0),
+            top_p=_or(body.top_p, defaults.top_p),
+            min_p=_or(body.min_p, defaults.min_p),
+            repetition_penalty=_or(body.repetition_penalty, defaults.repetition_penalty),
             presence_penalty=_or(body.presence_penalty, 0.0),
             frequency_penalty=_or(body.frequency_penalty, 0.0),
             logit_bias=self._logit_bias(body.logit_bias),
@@ -285,13 +293,24 @@ class Intake:
         )
 
     def _logit_bias(self, given: dict[str, float] | None) -> dict[int, float]:
-        bias: dict[int, float] = {}
-        for key, value in (given or {}).items():
-            if not (key.isascii() and key.isdigit() and len(key) <= 10):
-                raise InvalidRequest(f"logit_bias: {key!r} is not a token id", "logit_bias")
-            bias[int(key)] = value
+        given = given or {}
+        wrong = [repr(key[:64]) for key in given if not (key.isascii() and key.isdigit() and len(key) <= 10)]
+        if wrong:
+            raise InvalidRequest(f"logit_bias: keys must be token ids, got {some_of(wrong)}", "logit_bias")
+        bias = {int(key): value for key, value in given.items()}
         self.codec.check_ids(list(bias), "logit_bias")
         return bias
+
+    def _default_chat_tokens(self, room: int) -> int:
+        return min(self.model.defaults.max_tokens or room, room)
+
+
+def _prompts(body: CompletionRequest) -> Sequence[str | list[int]]:
+    """One element for each prompt, as it was given."""
+    prompt = body.prompt
+    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+        return [prompt]
+    return cast("Sequence[str | list[int]]", prompt)
 
 
 def _or(value: float | None, default: float) -> float:

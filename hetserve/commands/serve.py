@@ -53,7 +53,12 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Beyond loopback an API key is needed.", rich_help_panel=_HTTP)] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=_HTTP)] = None,
     api_key: Annotated[str | None, typer.Option(envvar="HETSERVE_API_KEY", rich_help_panel=_HTTP)] = None,
-    served_model_name: Annotated[str | None, typer.Option(help="What clients call the model.", rich_help_panel=_HTTP)] = None,
+    served_model_name: Annotated[
+        list[str] | None, typer.Option(help="What clients call the model; once more for each alias.", rich_help_panel=_HTTP)
+    ] = None,
+    generation_config: Annotated[
+        str | None, typer.Option(help="auto: sampling defaults are the model's own; off.", rich_help_panel=_HTTP)
+    ] = None,
     ray_address: Annotated[str | None, typer.Option(help="A Ray cluster to join; RAY_ADDRESS if not given.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's own log too.")] = False,
 ) -> None:
@@ -65,7 +70,8 @@ def serve(
         "gateway.host": host,
         "gateway.port": port,
         "gateway.api_key": api_key,
-        "gateway.served_model_name": served_model_name,
+        "gateway.served_model_name": served_model_name or None,
+        "gateway.generation_config": generation_config,
         "router.policy": policy,
         "router.local_prefill_tokens": local_prefill_tokens,
         "engine.attention": attention,

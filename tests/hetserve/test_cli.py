@@ -162,6 +162,17 @@ def test_a_model_alone_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [(pool.role.value, pool.replicas) for pool in config.pools] == [("prefill", 1), ("decode", 1)]
 
 
+@pytest.mark.parametrize("names", [(), ("a",), ("a", "b")])
+def test_a_model_is_served_under_every_name_that_is_given(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
+    import cluster.launch
+
+    seen = []
+    monkeypatch.setattr(cluster.launch, "serve", lambda config, **rest: seen.append(config.gateway))
+    options = [word for name in names for word in ("--served-model-name", name)]
+    assert run("serve", "model", "--mixed", "1", "--generation-config", "off", *options)[0] == 0
+    assert [(gateway.served_model_names, gateway.generation_config) for gateway in seen] == [(names, "off")]
+
+
 def test_demo_is_the_model_that_comes_with_hetserve_and_a_folder_of_that_name_is_asked_for_by_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
