@@ -45,13 +45,13 @@ def parse_large(kind: type[B], body: bytes, max_tokens: int) -> B:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"the body is not a valid JSON object: {error}") from error
     for name, raw in fields.items():
-        if name not in LONG_FIELDS and len(bytes(raw)) > MAX_FIELD_BYTES:
+        if not (name in LONG_FIELDS and name in kind.model_fields) and len(bytes(raw)) > MAX_FIELD_BYTES:
             raise InvalidRequest(f"{name[:64]}: at most {MAX_FIELD_BYTES} bytes are allowed", name[:64])
     cut: dict[str, list[int] | list[list[int]]] = {}
     for name in sorted(LONG_FIELDS & fields.keys()):
         value = bytes(fields[name]).strip()
         if name not in kind.model_fields:
-            fields[name] = msgspec.Raw(b"0")  # to be refused by its name, whatever it holds
+            fields[name] = msgspec.Raw(b"0")  # to be named, not read, whatever it holds
         elif _LIST_OF_IDS.match(value):
             cut[name] = _ids(value, max_tokens, name)
             fields[name] = msgspec.Raw(b"[0]")

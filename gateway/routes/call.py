@@ -49,22 +49,27 @@ class Call:
     traced: bool
     write_timeout_s: float
     metrics: Metrics
+    closed: bool = False
 
     @property
     def open(self) -> int:
         return sum(choice.finish is None for choice in self.choices)
 
     def usage(self) -> dict[str, Any]:
-        """Prompt tokens count once per prompt, whatever `n`."""
+        prompts = self._prompts()
+        return usage_of(
+            sum(tokens for tokens, _ in prompts),
+            sum(len(generation.entry.tokens) for generation in self.generations),
+            sum(cached for _, cached in prompts),
+        )
+
+    def _prompts(self) -> list[tuple[int, int]]:
+        """Tokens of each prompt, and how many of them were cached. A prompt counts once, whatever `n`."""
         prompts: dict[int, tuple[int, int]] = {}
         for choice, generation in zip(self.choices, self.generations, strict=True):
             known = prompts.get(id(choice.prompt), (0, 0))[1]
             prompts[id(choice.prompt)] = (len(choice.prompt), max(known, generation.entry.cached_tokens))
-        return usage_of(
-            sum(tokens for tokens, _ in prompts.values()),
-            sum(len(generation.entry.tokens) for generation in self.generations),
-            sum(cached for _, cached in prompts.values()),
-        )
+        return list(prompts.values())
 
     def trace(self) -> Any:
         """Where it was served, for whoever asked with `x-hetserve-trace`; a list when there are several generations."""
@@ -74,7 +79,11 @@ class Call:
         return summaries[0] if len(summaries) == 1 else summaries
 
     def close(self) -> None:
+        """Nobody waits for the answer any more, or it is whole. Idempotent."""
         self.intake.close(self.generations)
+        if not self.closed:
+            self.closed = True
+            self.metrics.cached(sum(cached for _, cached in self._prompts()))
 
 
 @asynccontextmanager
@@ -113,9 +122,10 @@ class EventStream(Response):
     """Streams a call. Nothing is sent before something was generated, so that an error until then is an ordinary answer, with
     its status and `Retry-After`. Errors after that become an event and end the stream (openai's clients raise on it)."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, headers: dict[str, str]) -> None:
         super().__init__()
         self._call = call
+        self._head = STREAM_HEADERS + [(name.encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises HetServeError when the call failed before its first delta; the response has not begun then."""
@@ -131,7 +141,7 @@ class EventStream(Response):
     async def _stream(self, send: Send) -> None:
         call = self._call
         items = await call.inbox.get()
-        await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+        await send({"type": "http.response.start", "status": 200, "headers": self._head})
         try:
             while True:
                 data = self._chunks(items)

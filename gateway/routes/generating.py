@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,15 +17,18 @@ from gateway.http.body import read_body
 from gateway.http.json_response import JSON
 from gateway.protocol.answers import Answer, AnswerOptions, ChatShape, Choice, CompletionShape, Shape
 from gateway.protocol.bodies import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, parse
+from gateway.protocol.fields import Body, header_value, ignored_fields
 from gateway.protocol.large_bodies import LARGE_BODY_BYTES, parse_large
 from gateway.routes.call import Call, EventStream, collect
 from gateway.serving.inbox import Inbox
 from gateway.serving.intake import Intake, Prepared
 from gateway.serving.metrics import Metrics
 
-B = TypeVar("B", bound=BaseModel)
+B = TypeVar("B", bound=Body)
 
 WRITE_SLACK_S = 60.0
+IGNORED_HEADER = "x-hetserve-ignored"
+"""Names the fields of a request that were taken and not read."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +42,20 @@ class GeneratingRoutes:
 
     async def completions(self, request: Request) -> Response:
         arrived_s = self.clock.now()
-        body = await self._parse(CompletionRequest, request)
+        body, ignored = await self._parse(CompletionRequest, request)
         prepared = await self.intake.prepare(body)
         shape = CompletionShape(prepared.prompt_texts, prepared.n)
-        return await self._answer(request, prepared, shape, arrived_s, body.logprobs is not None)
+        return await self._answer(request, prepared, shape, arrived_s, body.logprobs is not None, ignored)
 
     async def chat(self, request: Request) -> Response:
         arrived_s = self.clock.now()
-        body = await self._parse(ChatRequest, request)
+        body, ignored = await self._parse(ChatRequest, request)
         prepared = await self.intake.prepare(body)
-        return await self._answer(request, prepared, ChatShape(self.intake.codec.token_bytes), arrived_s, bool(body.logprobs))
+        shape = ChatShape(self.intake.codec.token_bytes)
+        return await self._answer(request, prepared, shape, arrived_s, bool(body.logprobs), ignored)
 
     async def tokenize(self, request: Request) -> Response:
-        body = await self._parse(TokenizeRequest, request)
+        body, ignored = await self._parse(TokenizeRequest, request)
         self.intake.check_model(body.model)
         if body.prompt is not None:
             tokens = await self.intake.encode_text(body.prompt, body.add_special_tokens is not False)
@@ -62,27 +65,26 @@ class GeneratingRoutes:
                 body.add_generation_prompt,
                 body.continue_final_message,
                 special=bool(body.add_special_tokens),
+                template_options=body.chat_template_kwargs,
             )
         token_strs = await self.intake.token_strs(tokens) if body.return_token_strs else None
-        return JSON(
-            {
-                "count": len(tokens),
-                "max_model_len": self.intake.max_model_len,
-                "tokens": tokens,
-                "token_strs": token_strs,
-            }
-        )
+        said = {"count": len(tokens), "max_model_len": self.intake.max_model_len, "tokens": tokens, "token_strs": token_strs}
+        return JSON(said, headers=ignored)
 
     async def detokenize(self, request: Request) -> Response:
-        body = await self._parse(DetokenizeRequest, request)
+        body, ignored = await self._parse(DetokenizeRequest, request)
         self.intake.check_model(body.model)
-        return JSON({"prompt": await self.intake.decode_ids(body.tokens, "tokens")})
+        return JSON({"prompt": await self.intake.decode_ids(body.tokens, "tokens")}, headers=ignored)
 
-    async def _parse(self, kind: type[B], request: Request) -> B:
-        body = await self._read(request)
-        if len(body) <= LARGE_BODY_BYTES:
-            return parse(kind, body)
-        return await self.intake.off_loop(partial(parse_large, kind, body, self.intake.max_model_len))
+    async def _parse(self, kind: type[B], request: Request) -> tuple[B, dict[str, str]]:
+        """The body, and the header that names what of it nobody reads, if there is such."""
+        data = await self._read(request)
+        if len(data) <= LARGE_BODY_BYTES:
+            body = parse(kind, data)
+        else:
+            body = await self.intake.off_loop(partial(parse_large, kind, data, self.intake.max_model_len))
+        names = header_value(ignored_fields(body))
+        return body, {IGNORED_HEADER: names} if names else {}
 
     async def _read(self, request: Request) -> bytes:
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
@@ -91,10 +93,16 @@ class GeneratingRoutes:
         return await read_body(request, self.config.max_body_bytes, self.config.read_timeout_s)
 
     async def _answer(
-        self, request: Request, prepared: Prepared, shape: Shape, arrived_s: float, with_logprobs: bool
+        self,
+        request: Request,
+        prepared: Prepared,
+        shape: Shape,
+        arrived_s: float,
+        with_logprobs: bool,
+        headers: dict[str, str],
     ) -> Response:
         body, inbox = prepared.body, Inbox()
-        options = AnswerOptions(with_logprobs, bool(body.return_token_ids), body.wants_usage)
+        options = AnswerOptions(with_logprobs, bool(body.return_token_ids), body.wants_usage, body.wants_running_usage)
         answer = Answer(
             shape,
             request.state.request_id,
@@ -104,6 +112,7 @@ class GeneratingRoutes:
             options,
         )
         generations = await self.intake.start(prepared, request.state.request_id, arrived_s, inbox, request.state.salt)
+        self.metrics.prompts(sum(map(len, prepared.prompts)))
         call = Call(
             intake=self.intake,
             generations=generations,
@@ -116,5 +125,5 @@ class GeneratingRoutes:
             metrics=self.metrics,
         )
         if body.stream:
-            return EventStream(call)
-        return JSON(await collect(call, request.receive))
+            return EventStream(call, headers)
+        return JSON(await collect(call, request.receive), headers=headers)

@@ -17,7 +17,7 @@ from gateway.serving.journal import Entry, Outcome
 from router.state import Snapshot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 3600.0)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -44,8 +44,16 @@ class Metrics:
         self.registry.register(_Instances(snapshot))
 
     def accepted(self, prompt_tokens: int) -> None:
-        self._prompt_tokens.inc(prompt_tokens)
+        """A generation begins. Its prompt is counted by `prompts`, once for all that it is the prompt of."""
         self._in_flight.inc()
+
+    def prompts(self, tokens: int) -> None:
+        """A request's prompts were accepted: `tokens` of all of them, whatever `n`."""
+        self._prompt_tokens.inc(tokens)
+
+    def cached(self, tokens: int) -> None:
+        """Of a request's prompts, so many were in prefix caches; each prompt counts once here too."""
+        self._cached_tokens.inc(tokens)
 
     def tokens(self, entry: Entry, count: int, gap_s: float | None) -> None:
         """`count` tokens arrived `gap_s` after the last ones; None for the first."""
@@ -66,7 +74,6 @@ class Metrics:
         self._in_flight.dec()
         self._requests.labels(outcome.value).inc()
         self._kv_bytes.inc(entry.kv_bytes)
-        self._cached_tokens.inc(entry.cached_tokens)
         if outcome is Outcome.COMPLETED:
             if entry.times.tpot_s is not None:
                 self._tpot.observe(entry.times.tpot_s)

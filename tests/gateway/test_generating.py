@@ -127,7 +127,7 @@ def test_chat_goes_through_the_models_template(stage, http):
     ]
     assert post(http, "/v1/chat/completions", messages=messages, max_tokens=2).status_code == 200
     tokens = http.post("/tokenize", json={"messages": messages}).json()["tokens"]
-    assert http.post("/detokenize", json={"tokens": tokens}).json() == {"prompt": "<|system|>be brief<|user|>ab<|assistant|>"}
+    assert http.post("/detokenize", json={"tokens": tokens}).json() == {"prompt": "<|system|>be brief<|user|>a\nb<|assistant|>"}
     assert stage.workers[0].submits[0].prompt_tokens == len(tokens)
 
 
@@ -141,7 +141,7 @@ def test_chat_goes_through_the_models_template(stage, http):
 )
 def test_reasoning_effort_is_the_templates_to_read(stage, http, fields, begins):
     body = post(http, "/v1/chat/completions", max_tokens=1, return_token_ids=True, **fields).json()
-    ids = body["choices"][0]["prompt_token_ids"]
+    ids = body["prompt_token_ids"]
     assert http.post("/detokenize", json={"tokens": ids}).json() == {"prompt": begins + "hi<|assistant|>"}
 
 
@@ -186,6 +186,21 @@ def test_token_ids_come_back_when_asked_for(stage, http):
     choice = post(http, max_tokens=4, seed=1, return_token_ids=True).json()["choices"][0]
     assert choice["prompt_token_ids"] == stage.ids("hi")
     assert choice["token_ids"] == stage.ids(choice["text"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_says_its_prompts_ids_at_the_top_and_completions_in_the_choice(stage, http, stream):
+    """As vLLM does: a chat has one prompt, a completion has one for each choice."""
+    for path, on_top in (("/v1/chat/completions", True), ("/v1/completions", False)):
+        response = post(http, path, max_tokens=4, n=2, return_token_ids=True, stream=stream)
+        parts = events(response) if stream else [response.json()]
+        at_top = [part["prompt_token_ids"] for part in parts if "prompt_token_ids" in part]
+        inside = [choice["prompt_token_ids"] for part in parts for choice in part["choices"] if "prompt_token_ids" in choice]
+        said, other = (at_top, inside) if on_top else (inside, at_top)
+        assert other == []
+        assert len(said) == (1 if on_top and not stream else 2)
+        ids = http.post("/tokenize", json={"messages": [{"role": "user", "content": "hi"}]}).json()["tokens"]
+        assert all(one == (ids if on_top else stage.ids("hi")) for one in said)
 
 
 def test_where_it_was_served_is_told_only_to_those_who_ask(stage, http):
@@ -297,16 +312,23 @@ COMPLETION_REFUSALS = [
     ({"stream": "yes"}, "stream"),
     ({"guided_json": {}}, "guided_json"),
     ({"prompt_logprobs": 1}, "prompt_logprobs"),
-    ({"made_up": 1}, "made_up"),
-    ({"stream": True, "stream_options": {"made_up": 1}}, "stream_options.made_up"),
+    ({"guided_regex": ""}, "guided_regex"),
+    ({"allowed_token_ids": [1]}, "allowed_token_ids"),
+    ({"bad_words": ["a"]}, "bad_words"),
+    ({"structured_outputs": {}}, "structured_outputs"),
+    ({"vllm_xargs": {"a": 1}}, "vllm_xargs"),
+    ({"response_format": {"type": "json_object"}}, "response_format.type"),
+    ({"max_tokens": 1e30}, "max_tokens"),
 ]
 CHAT_REFUSALS = [
     ({"messages": []}, "messages"),
     ({"messages": None}, "messages"),
     ({"messages": "hi"}, "messages"),
-    ({"messages": [{"role": "king", "content": "hi"}]}, "messages[0].role"),
+    ({"messages": [{"role": "a king", "content": "hi"}]}, "messages[0].role"),
+    ({"messages": [{"role": "k" * 65, "content": "hi"}]}, "messages[0].role"),
+    ({"messages": [{"role": "", "content": "hi"}]}, "messages[0].role"),
     ({"messages": [{"role": "user"}]}, "messages[0]"),
-    ({"messages": [{"role": "user", "content": "a", "x": 1}]}, "messages[0].x"),
+    ({"messages": [{"role": "user", "content": "a", "audio": {"id": "x"}}]}, "messages[0].audio"),
     ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
     ({"verbosity": "low"}, "verbosity"),
     ({"reasoning_effort": 3}, "reasoning_effort"),
@@ -318,6 +340,8 @@ CHAT_REFUSALS = [
     ({"top_logprobs": 2}, None),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"modalities": ["audio"]}, "modalities[0]"),
+    ({"functions": [{"name": "f"}]}, "functions"),
+    ({"include_reasoning": False}, "include_reasoning"),
 ]
 
 
