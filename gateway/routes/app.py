@@ -6,8 +6,6 @@ whoever raises it, leaves in OpenAI's shape: a wrong field, an unknown path, a w
 
 from __future__ import annotations
 
-from typing import Any
-
 import structlog
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -19,12 +17,27 @@ from core.errors import HetServeError
 from gateway.http.errors import body_of, error_body, headers_of, should_retry
 from gateway.http.guard import Guard
 from gateway.http.json_response import JSON
-from gateway.http.schema import describe
+from gateway.http.schema import Route, describe
 from gateway.protocol.bodies import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from gateway.protocol.shapes import (
+    ChatAnswer,
+    ChatChunk,
+    CompletionAnswer,
+    CompletionChunk,
+    DetokenizeAnswer,
+    Health,
+    InstanceList,
+    Invariants,
+    ModelCard,
+    ModelList,
+    RequestList,
+    TokenizeAnswer,
+    Version,
+)
 from gateway.routes.generating import GeneratingRoutes
 from gateway.routes.status import StatusRoutes
 from gateway.serving.inbox import ClientGone
-from gateway.serving.metrics import Metrics
+from gateway.serving.metrics import CONTENT_TYPE, Metrics
 
 log = structlog.get_logger()
 
@@ -36,29 +49,38 @@ def create_app(
 ) -> ASGIApp:
     """The whole HTTP door as one ASGI application. `salt_key` is a secret that tenants' cache salts are made with."""
     app = FastAPI(title="HetServe", version=status.version, docs_url=None, redoc_url=None, redirect_slashes=False)
-    posts: list[tuple[str, Any, Any]] = [
-        ("/v1/completions", generating.completions, CompletionRequest),
-        ("/v1/chat/completions", generating.chat, ChatRequest),
-        ("/tokenize", generating.tokenize, TokenizeRequest),
-        ("/detokenize", generating.detokenize, DetokenizeRequest),
-    ]
-    gets: list[tuple[str, Any]] = [
-        ("/v1/models", status.models),
-        ("/v1/models/{model_id:path}", status.model),
-        ("/health", status.health),
-        ("/version", status.show_version),
-        ("/metrics", status.show_metrics),
-        ("/debug/instances", status.instances),
-        ("/debug/requests", status.requests),
-        ("/debug/invariants", status.invariants),
-    ]
-    for path, handler, _ in posts:
-        app.add_api_route(path, handler, methods=["POST"], response_model=None, response_class=JSON)
-    for path, handler in gets:
-        app.add_api_route(path, handler, methods=["GET"], response_model=None, response_class=JSON)
-    describe(app, {path: kind for path, _, kind in posts})
+    routes = _routes(generating, status)
+    for route in routes:
+        app.add_api_route(route.path, route.handler, methods=[route.method], response_model=None, response_class=JSON)
+    describe(app, routes, with_key=api_key is not None)
     _shape_errors(app, metrics)
     return Guard(app, api_key, metrics, salt_key)
+
+
+def _routes(generating: GeneratingRoutes, status: StatusRoutes) -> list[Route]:
+    """Every path there is, but for `/openapi.json`, which says what is here."""
+    return [
+        Route(
+            "POST",
+            "/v1/completions",
+            generating.completions,
+            CompletionAnswer,
+            "Complete a text",
+            CompletionRequest,
+            chunk=CompletionChunk,
+        ),
+        Route("POST", "/v1/chat/completions", generating.chat, ChatAnswer, "Answer a chat", ChatRequest, chunk=ChatChunk),
+        Route("POST", "/tokenize", generating.tokenize, TokenizeAnswer, "Text or messages to tokens", TokenizeRequest),
+        Route("POST", "/detokenize", generating.detokenize, DetokenizeAnswer, "Tokens to text", DetokenizeRequest),
+        Route("GET", "/v1/models", status.models, ModelList, "What is served, under all its names"),
+        Route("GET", "/v1/models/{model_id:path}", status.model, ModelCard, "One name of what is served"),
+        Route("GET", "/health", status.health, Health, "Whether a request could be served now", sick=True, open=True),
+        Route("GET", "/version", status.show_version, Version, "Which version this is", open=True),
+        Route("GET", "/metrics", status.show_metrics, CONTENT_TYPE, "Metrics for Prometheus"),
+        Route("GET", "/debug/instances", status.instances, InstanceList, "Who serves, and how busy they are"),
+        Route("GET", "/debug/requests", status.requests, RequestList, "Generations under way and recent ones"),
+        Route("GET", "/debug/invariants", status.invariants, Invariants, "Counts that add up"),
+    ]
 
 
 def _shape_errors(app: FastAPI, metrics: Metrics) -> None:
