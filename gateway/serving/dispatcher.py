@@ -94,7 +94,7 @@ class Dispatcher:
         stream = _Stream(TokenReader(request.prompt, options), inbox, index)
         generation, actions = self._life.arrive(request, self._clock.now())
         self._streams[request.request_id] = stream
-        self._metrics.accepted(len(request.prompt))
+        self._metrics.accepted()
         self._carry_out(actions)
         return generation
 

@@ -43,7 +43,7 @@ class Metrics:
         """Read the instance gauges from `snapshot` at each scrape."""
         self.registry.register(_Instances(snapshot))
 
-    def accepted(self, prompt_tokens: int) -> None:
+    def accepted(self) -> None:
         """A generation begins. Its prompt is counted by `prompts`, once for all that it is the prompt of."""
         self._in_flight.inc()
 
