@@ -1,6 +1,7 @@
 """The outermost layer of the HTTP door, plain ASGI: a request id on every answer, and the key on every route that needs it.
 
-Only `/health` and `/version` are open when a key is set. Ids are made here; a client's string never becomes one.
+Probes and `/version` are open when a key is set. Ids are made here; a client's string never becomes one. HEAD is GET without the
+body.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from core.errors import Unauthorized
 from gateway.http.errors import encode_error, headers_of
 from gateway.serving.metrics import Metrics
 
-OPEN_PATHS = frozenset({"/health", "/version"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/live", "/ping", "/version"})
 
 
 class Guard:
@@ -40,16 +41,20 @@ class Guard:
         scope.setdefault("state", {}).update(request_id=request_id, salt=self._salt)
         id_header = (b"x-request-id", request_id.encode())
 
+        head = scope["method"] == "HEAD"
+
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), id_header]
+            elif head:
+                message = {**message, "body": b""}
             await send(message)
 
         if self._key is not None and scope["path"] not in OPEN_PATHS and not has_key(scope, self._key):
             self._metrics.refused(Unauthorized.code)
             await _refuse(send_with_id, Unauthorized("Missing or wrong API key: send `Authorization: Bearer <key>`"))
             return
-        await self._app(scope, receive, send_with_id)
+        await self._app({**scope, "method": "GET"} if head else scope, receive, send_with_id)
 
 
 def tenant_salt(api_key: bytes, salt_key: bytes) -> bytes:

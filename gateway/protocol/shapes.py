@@ -217,6 +217,16 @@ class Health(_Shape):
     instances: dict[str, int]
 
 
+class Live(_Shape):
+    status: Literal["ok"]
+
+
+class ServerLoad(_Shape):
+    """Generations under way, those that wait among them."""
+
+    server_load: int
+
+
 class Version(_Shape):
     version: str
 

@@ -39,6 +39,13 @@ class StatusRoutes:
         status = {"status": "unavailable" if reasons else "ok", "reasons": reasons, "instances": roles}
         return JSON(status, 503 if reasons else 200)
 
+    async def live(self, request: Request) -> Response:
+        """200 while the loop turns. A gateway without workers, or one that drains, is alive: to restart it would help nobody."""
+        return JSON({"status": "ok"})
+
+    async def load(self, request: Request) -> Response:
+        return JSON({"server_load": self.dispatcher.in_flight})
+
     async def show_version(self, request: Request) -> Response:
         return JSON({"version": self.version})
 

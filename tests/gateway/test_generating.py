@@ -250,14 +250,47 @@ def test_tokenize_and_detokenize_are_inverse(http):
     assert http.post("/detokenize", json={"tokens": body["tokens"]}).json() == {"prompt": "héllo 😀"}
 
 
-def test_health_says_why_not(stage):
-    down = stage.http.get("/health")
+@pytest.mark.parametrize("path", ["/health", "/ready", "/ping"])
+def test_health_says_why_not(stage, path):
+    down = stage.http.get(path)
     assert down.status_code == 503
     assert down.json()["reasons"] == ["no live instance can decode"]
     assert down.json()["instances"] == {}
     stage.worker("m0")
-    up = stage.http.get("/health")
+    up = stage.http.get(path)
     assert (up.status_code, up.json()["instances"]) == (200, {"mixed": 1})
+
+
+def test_a_gateway_that_can_serve_nobody_or_drains_is_alive(stage):
+    assert stage.http.get("/ready").status_code == 503
+    assert (stage.http.get("/live").status_code, stage.http.get("/live").json()) == (200, {"status": "ok"})
+    stage.worker("m0")
+    assert stage.service.drain(10)
+    assert stage.http.get("/ready").status_code == 503
+    assert stage.http.get("/live").status_code == 200
+
+
+def test_load_counts_generations_under_way(stage):
+    go_on = threading.Event()
+    stage.worker("m0", behave=lambda worker, submit: (go_on.wait(20), worker.answer(submit)))
+    assert stage.http.get("/load").json() == {"server_load": 0}
+    client = threading.Thread(target=lambda: post(stage.http, n=3, max_tokens=2))
+    client.start()
+    stage.until(lambda: stage.http.get("/load").json() == {"server_load": 3})
+    go_on.set()
+    client.join()
+    assert stage.http.get("/load").json() == {"server_load": 0}
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/health", 200), ("/v1/models", 200), ("/v1/models/none", 404), ("/v1/completions", 405)]
+)
+def test_head_is_get_without_the_body(http, path, status):
+    response = http.head(path)
+    assert (response.status_code, response.content) == (status, b"")
+    assert response.headers["x-request-id"]
+    assert int(response.headers["content-length"]) == len(http.get(path).content)
+    assert http.get("/version").json()["version"]  # the connection is as good as before
 
 
 def test_the_document_describes_every_body(http):
@@ -469,13 +502,23 @@ def test_clients_are_told_not_to_retry_their_own_mistakes(stage):
 # --- the key
 
 
-def test_every_route_but_health_and_version_needs_the_key(set_stage):
+def test_every_route_but_probes_and_the_version_needs_the_key(set_stage):
     stage = set_stage(gateway={"port": 0, "api_key": "secret-key"})
     stage.worker("m0")
-    for path in ("/v1/models", "/metrics", "/debug/instances", "/debug/requests", "/debug/invariants", "/openapi.json", "/nope"):
+    for path in (
+        "/v1/models",
+        "/load",
+        "/metrics",
+        "/debug/instances",
+        "/debug/requests",
+        "/debug/invariants",
+        "/openapi.json",
+        "/nope",
+    ):
         for given in ({"authorization": ""}, {"authorization": "Bearer wrong-key"}, {"authorization": "Basic secret-key"}):
             assert error_of(stage.http.get(path, headers=given), 401)["code"] == "invalid_api_key"
-    assert stage.http.get("/health", headers={"authorization": ""}).status_code == 200
+    for path in ("/health", "/ready", "/live", "/ping"):
+        assert stage.http.get(path, headers={"authorization": ""}).status_code == 200
     assert stage.http.get("/version", headers={"authorization": ""}).json()["version"]
     assert post(stage.http).status_code == 200
     assert stage.http.get("/debug/invariants").status_code == 200

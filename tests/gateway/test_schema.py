@@ -58,7 +58,11 @@ def test_the_document_lists_every_route(stage, document):
         "/debug/requests",
         "/detokenize",
         "/health",
+        "/live",
+        "/load",
         "/metrics",
+        "/ping",
+        "/ready",
         "/tokenize",
         CHAT,
         COMPLETION,
@@ -71,7 +75,18 @@ def test_the_document_lists_every_route(stage, document):
 def test_every_get_answers_what_the_document_says(http, document):
     post(http, max_tokens=2)
     post(http, CHAT, max_tokens=2)
-    for path in ("/v1/models", "/health", "/version", "/metrics", "/debug/instances", "/debug/requests"):
+    for path in (
+        "/v1/models",
+        "/health",
+        "/ready",
+        "/ping",
+        "/live",
+        "/load",
+        "/version",
+        "/metrics",
+        "/debug/instances",
+        "/debug/requests",
+    ):
         response = http.get(path)
         assert response.status_code == 200
         conforms(document, response, path)
@@ -135,7 +150,7 @@ def test_a_key_is_asked_for_where_it_is_needed(set_stage):
     stage = set_stage(gateway={"port": 0, "api_key": "secret-key"})
     document = stage.http.get("/openapi.json").json()
     needs = {path for path, methods in document["paths"].items() for said in methods.values() if "security" in said}
-    assert document["paths"].keys() - needs == {"/health", "/version"}
+    assert document["paths"].keys() - needs == {"/health", "/ready", "/ping", "/live", "/version"}
     response = stage.http.get("/v1/models", headers={"authorization": "Bearer wrong-key"})
     assert response.status_code == 401
     conforms(document, response, "/v1/models")
