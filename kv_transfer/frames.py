@@ -31,7 +31,9 @@ from kv_transfer.transport import Buffer
 
 MAGIC = 0x564B
 PIECE_BYTES = 1 << 21
-JOINED_BYTES = PIECE_BYTES // 2  # most of a frame of several layers: what is longer is better on its way
+# What is small leaves together up to so much, as one frame where layers are alike, else as one message: the call that sends a
+# piece, and the peer that it wakes, cost more than a small one does. Half a piece, which every room can hold.
+JOINED_BYTES = PIECE_BYTES // 2
 MAX_CONTROL_BYTES = 64 * 1024
 MAX_REASON_CHARS = 1000
 NOWHERE = Region(Span(0, 0), Span(0, 0), Span(0, 0))

@@ -22,7 +22,7 @@ from core.errors import CorruptTransfer, LeaseExpired, TransferAborted, Transfer
 from core.layout import Region
 from kv_transfer.answers import hear
 from kv_transfer.events import Delivered, OnSenderEvent, SendFailed
-from kv_transfer.frames import PIECE_BYTES, Commit, payload_digest
+from kv_transfer.frames import JOINED_BYTES, Commit, payload_digest
 from kv_transfer.line import Dialler, Line, Parcel
 from kv_transfer.outbound import Outbound
 from kv_transfer.send_session import LinkSession, State
@@ -33,9 +33,6 @@ _log = logging.getLogger(__name__)
 
 # How often fences are asked while nothing else can be sent: at first, and at most. Pushes wake the link at once.
 _FENCE_POLL_S, _FENCE_POLL_MOST_S = 0.0001, 0.001
-# Small pieces leave together up to so much: the call that sends one, and the peer that it wakes, cost more than they do. Half a
-# piece, which every room can hold.
-BATCH_BYTES = PIECE_BYTES // 2
 
 
 class LinkState(Enum):
@@ -272,7 +269,7 @@ class SendLink:
         """The next piece, if one is written, and where one room may hold several, small ones behind it. False if the session has
         ended, or ends because it cannot be read."""
         outgoing, room, used, readable = line.outgoing, None, 0, True
-        while readable and (room is None or (outgoing.in_stream and used < BATCH_BYTES)):
+        while readable and (room is None or (outgoing.in_stream and used < JOINED_BYTES)):
             try:
                 with self._changed:
                     region = session.outbound.take_region(None if room is None else room.nbytes - used)
@@ -284,7 +281,7 @@ class SendLink:
                 break
             size = self._store.layout.region_bytes(region)
             if room is None:
-                room = outgoing.room(max(size, BATCH_BYTES) if outgoing.in_stream else size)
+                room = outgoing.room(max(size, JOINED_BYTES) if outgoing.in_stream else size)
             part = room[used : used + size] if outgoing.in_stream else room
             readable = self._read(session, region, part) and self._stamp(parcel, line, session, region, part)
             used += size

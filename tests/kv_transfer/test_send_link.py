@@ -17,9 +17,18 @@ from kv_transfer.byte_store import ByteStore
 from kv_transfer.carrier import Carrier
 from kv_transfer.carriers.inline import INLINE
 from kv_transfer.events import Broken, Delivered, SendFailed
-from kv_transfer.frames import HEADER_BYTES, PIECE_BYTES, Commit, Kind, SessionDigest, pack_body, pack_frame, parse_header
+from kv_transfer.frames import (
+    HEADER_BYTES,
+    JOINED_BYTES,
+    PIECE_BYTES,
+    Commit,
+    Kind,
+    SessionDigest,
+    pack_body,
+    pack_frame,
+    parse_header,
+)
 from kv_transfer.protocol import Handshake, Identity, Peer
-from kv_transfer.send_link import BATCH_BYTES
 from kv_transfer.sender import KVSender
 from kv_transfer.sessions import SendSession
 from kv_transfer.terms import Terms
@@ -313,7 +322,7 @@ def test_small_pieces_leave_together_where_the_stream_carries_them(shapes: Seque
     assert one > 8 * 2 * 4096
     two = messages_for(64, INLINE, shapes)
     assert len(two) == 2
-    assert all(size > BATCH_BYTES for size in two)
+    assert all(size > JOINED_BYTES for size in two)
     assert len(messages_for(256, INLINE, shapes)) == 8
 
 
