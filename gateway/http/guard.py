@@ -16,20 +16,19 @@ from core.errors import Unauthorized
 from gateway.http.errors import encode_error, headers_of
 from gateway.serving.metrics import Metrics
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/live", "/ping", "/version"})
-
 
 class Guard:
-    """Wraps the application. `api_key` None lets everybody in.
+    """Wraps the application. `api_key` None lets everybody in; `open_paths` are let through without it.
 
     A request that came in with a key has its tenant's `salt` in its state: a BLAKE2b of that key under `salt_key` (at most
     64 bytes), empty when no key is needed. Prefix caches keep salts apart, and nobody can compute the key from one.
     """
 
-    def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics, salt_key: bytes) -> None:
+    def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics, salt_key: bytes, open_paths: frozenset[str]) -> None:
         self._app = app
         self._key = None if api_key is None else api_key.encode()
         self._metrics = metrics
+        self._open_paths = open_paths
         self._salt = b"" if api_key is None else tenant_salt(api_key.encode(), salt_key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,7 +49,7 @@ class Guard:
                 message = {**message, "body": b""}
             await send(message)
 
-        if self._key is not None and scope["path"] not in OPEN_PATHS and not has_key(scope, self._key):
+        if self._key is not None and scope["path"] not in self._open_paths and not has_key(scope, self._key):
             self._metrics.refused(Unauthorized.code)
             await _refuse(send_with_id, Unauthorized("Missing or wrong API key: send `Authorization: Bearer <key>`"))
             return

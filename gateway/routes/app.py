@@ -56,7 +56,7 @@ def create_app(
         app.add_api_route(route.path, route.handler, methods=[route.method], response_model=None, response_class=JSON)
     describe(app, routes, with_key=api_key is not None)
     _shape_errors(app, metrics)
-    return Guard(app, api_key, metrics, salt_key)
+    return Guard(app, api_key, metrics, salt_key, frozenset(route.path for route in routes if route.open))
 
 
 def _routes(generating: GeneratingRoutes, status: StatusRoutes) -> list[Route]:

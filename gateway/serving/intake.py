@@ -245,8 +245,7 @@ class Intake:
 
     def _check_total(self, n: int, body: CompletionRequest | ChatRequest) -> None:
         """Refuse for good what could not be admitted on an empty server either: to come back later would not help."""
-        prompt = body.prompt if isinstance(body, CompletionRequest) else ""
-        prompts = 1 if isinstance(prompt, str) or isinstance(prompt[0], int) else len(prompt)
+        prompts = len(_prompts(body)) if isinstance(body, CompletionRequest) else 1
         limit = self.dispatcher.max_concurrent
         if n * prompts > limit:
             param = "n" if n > limit or prompts == 1 else "prompt"
