@@ -75,7 +75,6 @@ class StatusRoutes:
 
     def _model(self, name: str) -> dict[str, Any]:
         model = self.intake.model
-        limits = [limit for limit in (model.max_model_len, self.dispatcher.snapshot().max_model_len) if limit]
         return {
             "id": name,
             "object": "model",
@@ -83,7 +82,7 @@ class StatusRoutes:
             "owned_by": "hetserve",
             "root": model.root,
             "parent": None,
-            "max_model_len": min(limits, default=None),
+            "max_model_len": self.intake.longest_context,
         }
 
 

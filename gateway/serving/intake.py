@@ -80,12 +80,17 @@ class Intake:
         self._max_n = max_n
 
     @property
+    def longest_context(self) -> int | None:
+        """How long a context may be, as the configuration and the live instances say; None while neither does."""
+        return min(filter(None, (self.model.max_model_len, self.dispatcher.snapshot().max_model_len)), default=None)
+
+    @property
     def max_model_len(self) -> int:
-        """Raises Unavailable before anything says how long a context may be."""
-        limits = [limit for limit in (self.model.max_model_len, self.dispatcher.snapshot().max_model_len) if limit]
-        if not limits:
+        """`longest_context`. Raises Unavailable before anything says how long a context may be."""
+        limit = self.longest_context
+        if limit is None:
             raise Unavailable("no live instance yet")
-        return min(limits)
+        return limit
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name not in self.model.names:
